@@ -1,0 +1,385 @@
+"""conf.yaml and the environment, read into one checked value: ``Settings``.
+
+Every error says what is wrong and where: ``message @ path.to.key``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+DEFAULT_PATH: Final = Path("conf.yaml")
+ENVIRONMENT_PREFIX: Final = "SCORER_"
+MASK: Final = "********"
+
+OWNED_PROPERTIES: Final = {
+    "group.id": "set worker.group instead",
+    "group.instance.id": "set worker.instance_id instead",
+    "transactional.id": "it follows from worker.group and worker.instance_id",
+    "message.max.bytes": "it follows from limits",
+    "enable.auto.commit": "the worker commits what is answered",
+    "enable.auto.offset.store": "the worker commits what is answered",
+    "enable.idempotence": "without it a retry could answer twice",
+    "enable.partition.eof": "the worker has no use for it",
+    "auto.offset.reset": "a new group starts at the earliest request, so that none is lost",
+    "isolation.level": "it follows from worker.delivery",
+    "partition.assignment.strategy": "the worker relies on cooperative-sticky",
+    "allow.auto.create.topics": "set topics.create instead",
+    "metadata.broker.list": "set bootstrap.servers instead",
+}
+"""librdkafka properties that the program sets itself, and what to do instead."""
+
+CODE_PROPERTIES: Final = frozenset(
+    {"plugin.library.paths", "ssl.engine.location", "ssl.providers", "sasl.kerberos.kinit.cmd"}
+)
+"""librdkafka properties that load a library or run a command."""
+
+_REFERENCE: Final = re.compile(r"\$\{(env|file):([^}]*)\}")
+_SECRET_KEY: Final = re.compile(
+    r"password|secret|token|api_keys|jaas|oauthbearer\.config|\.(pem|key)$", re.IGNORECASE
+)
+_NOT_SETTINGS: Final = frozenset({"SCORER_CONF"})
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text says what and where."""
+
+
+def _topic_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name) or name in {".", ".."}:
+        raise ValueError(f"{name!r} is not a topic name")
+    return name
+
+
+def _topic_pattern(name: str) -> str:
+    _topic_name(name.removesuffix("*") or "-")
+    return name
+
+
+TopicName = Annotated[str, AfterValidator(_topic_name)]
+TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _property(value: object) -> object:
+    if isinstance(value, (str, int, float)):
+        return value
+    raise ValueError("must be text, a number, true or false")
+
+
+Property = Annotated[str | int | float | bool, BeforeValidator(_property)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Logging(_Section):
+    """What is logged, and how a line looks (``logging.Formatter`` with ``%``)."""
+
+    level: str = "INFO"
+    format: str = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+    @field_validator("level")
+    @classmethod
+    def _known_level(cls, level: str) -> str:
+        if level.upper() not in logging.getLevelNamesMapping():
+            raise ValueError(f"{level!r} is not a log level")
+        return level.upper()
+
+
+class Model(_Section):
+    """How far a model's files are trusted."""
+
+    allow_pickle: bool = False
+    trusted_types: tuple[str, ...] = ()
+
+
+class Kafka(BaseModel):
+    """librdkafka properties by their own names; ``consumer`` and ``producer`` for one client only.
+
+    Names and values are checked by librdkafka itself, when a client is made.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Property] = Field(init=False)
+
+    consumer: dict[str, Property] = {}
+    producer: dict[str, Property] = {}
+
+    @model_validator(mode="after")
+    def _refuse_owned(self) -> Kafka:
+        for name in [*self.__pydantic_extra__, *self.consumer, *self.producer]:
+            if name in OWNED_PROPERTIES:
+                raise ValueError(f"{name} cannot be set: {OWNED_PROPERTIES[name]}")
+            if name in CODE_PROPERTIES:
+                raise ValueError(f"{name} cannot be set: it loads code")
+            if name.startswith("test.mock."):
+                raise ValueError(f"{name} cannot be set: use `stream-scorer dev`")
+        return self
+
+    @property
+    def common(self) -> dict[str, Property]:
+        """The properties that every client takes."""
+        return {"bootstrap.servers": "localhost:9092", **self.__pydantic_extra__}
+
+    @property
+    def bootstrap(self) -> str:
+        """The brokers' addresses, for messages."""
+        return str(self.common["bootstrap.servers"])
+
+
+class Topics(_Section):
+    """The topics' names, and how missing ones are created."""
+
+    requests: TopicName = "score-requests"
+    results: TopicName = "score-results"
+    replies: TopicName = "score-replies"
+    dead_letters: TopicName = "score-requests.dlq"
+    reply_allow: tuple[TopicPattern, ...] = ()
+    create: bool = True
+    partitions: Count = 4
+    replication: int = -1
+    default_content_type: str | None = None
+
+    @field_validator("replication")
+    @classmethod
+    def _possible_replication(cls, replication: int) -> int:
+        if replication == -1 or replication >= 1:
+            return replication
+        raise ValueError("must be -1 (the broker's default) or at least 1")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Topics:
+        names = [self.requests, self.results, self.replies, self.dead_letters]
+        if len(set(names)) != len(names):
+            raise ValueError("requests, results, replies and dead_letters must be four topics")
+        return self
+
+    def allows_reply(self, topic: str) -> bool:
+        """Whether an answer may be sent to this topic because a request asked for it."""
+        if topic in {self.requests, self.dead_letters}:
+            return False
+        return topic == self.replies or any(
+            topic.startswith(allowed[:-1]) if allowed.endswith("*") else topic == allowed
+            for allowed in self.reply_allow
+        )
+
+
+class Worker(_Section):
+    """The loop: how much it takes at once, what it promises, how long it waits. Times in seconds."""
+
+    group: Annotated[str, Field(min_length=1)] = "stream-scorer"
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    processes: Count = 1
+    instance_id: str | None = None
+    max_turn: Count = 4096
+    max_turn_bytes: Count = 16 * 1024 * 1024
+    max_batch_size: Count = 512
+    drain_timeout: Seconds = 8
+    startup_timeout: Seconds = 60
+    metrics_port: Port = 0
+    ready_file: Path | None = None
+
+
+class Facade(_Section):
+    """The HTTP side. Times in seconds."""
+
+    timeout: Seconds = 10
+    max_pending: Count = 1000
+    processes: Count = 1
+    ready_file: Path | None = None
+
+
+class Limits(_Section):
+    """What is refused for its size: payloads and results in bytes, images in pixels."""
+
+    payload_bytes: Annotated[int, Field(ge=1, le=100_000_000)] = 900_000
+    result_bytes: Annotated[int, Field(ge=1, le=100_000_000)] = 900_000
+    image_pixels: Count = 25_000_000
+
+
+class Settings(_Section):
+    """Everything that can be set; the keys of the original server keep their names."""
+
+    host: str = "localhost"
+    port: Port = 5005
+    plugin: str | None = None
+    model_uri: str | None = None
+    packages: tuple[str, ...] = ()
+    model: Model = Model()
+    logging: Logging = Logging()
+    kafka: Kafka = Field(default_factory=Kafka)
+    topics: Topics = Topics()
+    worker: Worker = Worker()
+    facade: Facade = Facade()
+    limits: Limits = Limits()
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    def locate(self, path: str) -> Path:
+        """Find a relative path: in the current directory, then in the conf file's folder.
+
+        Where it is in neither, the path is returned as it stands, for the error message.
+        """
+        here = Path(path).expanduser()
+        there = self._folder / here
+        return there if not here.exists() and there.exists() else here
+
+    def shown(self) -> str:
+        """The effective settings as YAML, secrets masked."""
+        tree = self.model_dump(mode="json")
+        tree["kafka"] = {**self.kafka.common, **tree["kafka"]}
+        return yaml.safe_dump(_masked(tree), sort_keys=False)
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Read the settings from a conf file, then from ``SCORER_…`` variables, which win.
+
+    Args:
+        path: the file; ``None`` takes ``./conf.yaml`` where it exists, and defaults elsewhere.
+        environ: the environment, also for ``${env:NAME}``.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong.
+    """
+    if path is None and DEFAULT_PATH.exists():
+        path = DEFAULT_PATH
+    tree = _read(path) if path is not None else {}
+    _override(tree, environ)
+    errors: list[str] = []
+    resolved = _resolve(tree, environ, "", errors)
+    if errors:
+        raise ConfigError("; ".join(errors))
+    try:
+        # A key with nothing under it, as when all below is commented out, means the defaults.
+        settings = Settings.model_validate({k: v for k, v in resolved.items() if v is not None})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_messages(error))) from None
+    if path is not None:
+        settings._folder = path.parent
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{path}{line}: {problem}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, got a {type(tree).__name__}")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _override(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _NOT_SETTINGS:
+            continue
+        *sections, key = _keys(variable)
+        place = tree
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        place[key] = _value(variable, text)
+
+
+def _keys(variable: str) -> list[str]:
+    name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+    if name in Settings.model_fields:
+        return [name]
+    section, _, rest = name.partition("_")
+    field = Settings.model_fields.get(section)
+    if field is None or not rest or not isinstance(field.annotation, type):
+        raise ConfigError(f"unknown setting @ {variable}")
+    if section == "kafka":
+        client, _, property_name = rest.partition("_")
+        if client in Kafka.model_fields and property_name:
+            return [section, client, property_name.replace("_", ".")]
+        return [section, rest.replace("_", ".")]
+    if not issubclass(field.annotation, BaseModel) or rest not in field.annotation.model_fields:
+        raise ConfigError(f"unknown setting @ {variable}")
+    return [section, rest]
+
+
+def _value(variable: str, text: str) -> Any:
+    if text == "null":
+        return None
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"a list or map must be YAML @ {variable}") from None
+
+
+def _resolve(value: Any, environ: Mapping[str, str], path: str, errors: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            str(key): _resolve(item, environ, f"{path}.{key}" if path else str(key), errors)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [
+            _resolve(item, environ, f"{path}.{number}", errors) for number, item in enumerate(value)
+        ]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        kind, name = match.groups()
+        try:
+            if kind == "env":
+                return environ[name]
+            return Path(name).read_text(encoding="utf-8").rstrip("\n")
+        except KeyError:
+            errors.append(f"environment variable {name} is not set @ {path}")
+        except (OSError, UnicodeDecodeError):
+            errors.append(f"file {name} cannot be read @ {path}")
+        return ""
+
+    return _REFERENCE.sub(look_up, value)
+
+
+def _messages(error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        path = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key"
+        yield f"{message} @ {path}" if path else message
+
+
+def _masked(value: Any, key: str = "") -> Any:
+    if key and _SECRET_KEY.search(key) and value:
+        return MASK
+    if isinstance(value, dict):
+        return {name: _masked(item, name) for name, item in value.items()}
+    return value

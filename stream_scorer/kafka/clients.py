@@ -1,0 +1,124 @@
+"""What every librdkafka client of ours is made with, and how its troubles are told."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from stream_scorer.config import ConfigError, Kafka, Property, Settings
+
+_log = logging.getLogger(__name__)
+
+RECORD_ROOM: Final = 100_000
+"""Bytes a record may need beside its payload or result: headers, key and framing."""
+
+DEAD_LETTER_ROOM: Final = 64 * 1024
+"""Bytes a dead letter may be larger than the request it keeps."""
+
+DEFAULT_RECORD_BYTES: Final = 1_048_588
+"""A topic's ``max.message.bytes`` where nobody sets it (Apache Kafka)."""
+
+FETCH_BYTES: Final = 16 * 1024 * 1024
+"""How much a consumer fetches ahead."""
+
+QUEUE_KBYTES: Final = 64 * 1024
+"""How much a producer queues before ``produce`` has to wait."""
+
+REPEAT_AFTER: Final = 30.0
+"""Seconds until the same broker trouble is logged again; librdkafka repeats it several a second."""
+
+
+class BrokerTrouble:
+    """The last thing that went wrong between a client and its brokers: an ``error_cb``.
+
+    ``reason`` is its text, ``None`` before the first. Called by librdkafka in whichever thread
+    polls the client.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._logged: dict[str, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        text = error.str()
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or self.reason is None:
+            self.reason = text
+        now = time.monotonic()
+        if now - self._logged.get(error.name(), -REPEAT_AFTER) >= REPEAT_AFTER:
+            self._logged[error.name()] = now
+            _log.warning("Kafka: %s", text)
+
+
+def record_bytes(settings: Settings) -> int:
+    """The size of the largest record that the limits allow on requests, results and replies."""
+    largest = max(settings.limits.payload_bytes, settings.limits.result_bytes)
+    return max(DEFAULT_RECORD_BYTES, largest + RECORD_ROOM)
+
+
+def client_properties(kafka: Kafka) -> dict[str, Any]:
+    """The properties of every client: the user's, as text, over our few defaults."""
+    # Failed connections are told through BrokerTrouble, once; librdkafka's own lines repeat.
+    return {"log_level": 2, "allow.auto.create.topics": False} | _as_text(kafka.common)
+
+
+def producer_properties(settings: Settings, largest_request: int = 0) -> dict[str, Any]:
+    """A producer that loses nothing, repeats nothing by itself, and queues in bounds.
+
+    Args:
+        settings: the settings.
+        largest_request: the largest record that the requests topic takes, in bytes, where it is
+            known: the producer must be able to copy it to the dead-letter topic.
+    """
+    return (
+        {
+            "queue.buffering.max.kbytes": QUEUE_KBYTES,
+            "compression.type": "lz4",
+            "linger.ms": 5,
+        }
+        | client_properties(settings.kafka)
+        | _as_text(settings.kafka.producer)
+        | {
+            "enable.idempotence": True,
+            # The client counts framing too, and a dead letter is larger than its request.
+            "message.max.bytes": max(record_bytes(settings), largest_request) + DEAD_LETTER_ROOM,
+        }
+    )
+
+
+def consumer_properties(settings: Settings) -> dict[str, Any]:
+    """A consumer that fetches in bounds and leaves every commit to us."""
+    return (
+        {
+            "queued.max.messages.kbytes": FETCH_BYTES // 1024,
+            "fetch.max.bytes": FETCH_BYTES,
+            "fetch.wait.max.ms": 10,
+            "check.crcs": True,
+        }
+        | client_properties(settings.kafka)
+        | _as_text(settings.kafka.consumer)
+        | {
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "message.max.bytes": record_bytes(settings) + DEAD_LETTER_ROOM,
+        }
+    )
+
+
+def wrong_property(error: Exception) -> ConfigError:
+    """What librdkafka said of a property when a client was made, as a configuration error."""
+    if isinstance(error, KafkaException):
+        error = error.args[0]
+    text = error.str() if isinstance(error, KafkaError) else str(error)
+    return ConfigError(f"{text} @ kafka")
+
+
+def _as_text(properties: Mapping[str, Property]) -> dict[str, Any]:
+    # librdkafka spells booleans in lower case.
+    return {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in properties.items()
+    }
