@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -23,6 +23,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from stream_scorer.errors import SetupError
 
 DEFAULT_PATH: Final = Path("conf.yaml")
 ENVIRONMENT_PREFIX: Final = "SCORER_"
@@ -57,7 +59,7 @@ _SECRET_KEY: Final = re.compile(
 _NOT_SETTINGS: Final = frozenset({"SCORER_CONF"})
 
 
-class ConfigError(Exception):
+class ConfigError(SetupError):
     """The configuration cannot be used; the text says what and where."""
 
 
@@ -185,7 +187,7 @@ class Topics(_Section):
 
 
 class Worker(_Section):
-    """The loop: how much it takes at once, what it promises, how long it waits. Times in seconds."""
+    """The loop: how much it takes at once, what it promises, how long it waits (seconds)."""
 
     group: Annotated[str, Field(min_length=1)] = "stream-scorer"
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
@@ -248,7 +250,8 @@ class Settings(_Section):
         """The effective settings as YAML, secrets masked."""
         tree = self.model_dump(mode="json")
         tree["kafka"] = {**self.kafka.common, **tree["kafka"]}
-        return yaml.safe_dump(_masked(tree), sort_keys=False)
+        shown: str = yaml.safe_dump(_masked(tree), sort_keys=False)
+        return shown
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:

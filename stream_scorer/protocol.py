@@ -44,8 +44,9 @@ class DeadLetter(Enum):
 class Status(Enum):
     """How a request ended: the one table of statuses.
 
-    The value is the ``status`` header. ``http`` is the HTTP status and the ``status`` of the problem
-    body; ``title`` is the problem's title; ``dead_letter`` says when the request is kept aside.
+    The value is the ``status`` header. ``http`` is the HTTP status and the ``status`` of the
+    problem body; ``title`` is the problem's title; ``dead_letter`` says when the request is kept
+    aside.
     """
 
     http: int

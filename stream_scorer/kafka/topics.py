@@ -15,6 +15,7 @@ from confluent_kafka.admin import (
 )
 
 from stream_scorer.config import Settings
+from stream_scorer.errors import OperationError
 from stream_scorer.kafka.clients import (
     DEAD_LETTER_ROOM,
     DEFAULT_RECORD_BYTES,
@@ -33,11 +34,11 @@ _ATTEMPT = 2.0
 _REQUEST_TIMEOUT = 10.0
 
 
-class BrokerUnreachable(Exception):
+class BrokerUnreachable(OperationError):
     """No broker answered in time; the text names the address and the reason."""
 
 
-class TopicError(Exception):
+class TopicError(OperationError):
     """A topic is missing, cannot be created or is not fit for requests."""
 
 
@@ -61,9 +62,7 @@ class Topics:
         except (KafkaException, ValueError, TypeError) as error:
             raise wrong_property(error) from None
 
-    def wait_for_broker(
-        self, timeout: float, stopping: Callable[[], bool] = lambda: False
-    ) -> None:
+    def wait_for_broker(self, timeout: float, stopping: Callable[[], bool] = lambda: False) -> None:
         """Try until a broker answers.
 
         Args:
@@ -169,9 +168,8 @@ class Topics:
                 self.largest_request = int(config["max.message.bytes"])
 
     def _describe(self, names: list[str]) -> dict[str, dict[str, str]]:
-        if (self._admin.list_topics(timeout=_REQUEST_TIMEOUT).cluster_id or "").startswith(
-            MOCK_CLUSTER
-        ):
+        cluster = self._admin.list_topics(timeout=_REQUEST_TIMEOUT).cluster_id
+        if str(cluster).startswith(MOCK_CLUSTER):
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
         described = self._admin.describe_configs(resources, request_timeout=_REQUEST_TIMEOUT)

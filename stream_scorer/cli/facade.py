@@ -1,0 +1,37 @@
+"""``stream-scorer facade``: the HTTP side, served by gunicorn."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from stream_scorer.cli.options import conf_option, read_settings
+
+
+@click.command("facade", short_help="Serve /api/predict over HTTP, by request and reply.")
+@conf_option
+def command(conf: Path | None) -> None:
+    """Serve /api/predict over HTTP, by request and reply over Kafka.
+
+    Listens on host and port of the conf. Stops on SIGTERM, once the calls in hand are answered.
+    """
+    read_settings(conf)
+    from stream_scorer.config import DEFAULT_PATH
+
+    if conf is None and DEFAULT_PATH.exists():
+        conf = DEFAULT_PATH
+    if conf is not None:
+        os.environ["SCORER_CONF"] = str(conf.absolute())
+    # In the place of this process: signals then reach gunicorn itself.
+    os.execv(  # noqa: S606 - our own interpreter, no shell
+        sys.executable,
+        [
+            sys.executable,
+            *("-m", "gunicorn"),
+            *("-c", "python:http_facade.gunicorn_conf"),
+            "http_facade.app:get_app()",
+        ],
+    )

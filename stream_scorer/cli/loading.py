@@ -1,0 +1,49 @@
+"""From settings to a scorer: packages checked, plugin and model loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stream_scorer.config import ConfigError, Settings
+from stream_scorer.plugins.loading import AnyPlugin, load_plugin
+from stream_scorer.plugins.models import ModelFolder, check_model, fetch_model, load_model
+from stream_scorer.plugins.packages import check_packages
+from stream_scorer.scorer import Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A scorer and what it was made of."""
+
+    scorer: Scorer
+    plugin: AnyPlugin
+    model: ModelFolder
+
+
+def load_scorer(settings: Settings) -> Loaded:
+    """Load what the settings name.
+
+    Raises:
+        SetupError: a package, the plugin or the model is missing or cannot be used.
+    """
+    if settings.plugin is None:
+        raise ConfigError("which plugin decodes the payloads must be set @ plugin")
+    if settings.model_uri is None:
+        raise ConfigError("which model scores must be set @ model_uri")
+    check_packages(settings.packages)
+    plugin = load_plugin(settings.plugin, settings.locate)
+    plugin.image_pixels = settings.limits.image_pixels
+    folder = fetch_model(settings.model_uri, settings.locate)
+    check_model(
+        folder,
+        allow_pickle=settings.model.allow_pickle,
+        trusted_types=settings.model.trusted_types,
+    )
+    scorer = Scorer(
+        plugin,
+        load_model(plugin, folder),
+        payload_bytes=settings.limits.payload_bytes,
+        result_bytes=settings.limits.result_bytes,
+        max_batch_size=settings.worker.max_batch_size,
+    )
+    return Loaded(scorer, plugin, folder)

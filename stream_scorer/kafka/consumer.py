@@ -1,0 +1,237 @@
+"""The requests' consumer: what is there is taken as a turn, and partitions come and go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from stream_scorer.config import Settings
+from stream_scorer.errors import OperationError
+from stream_scorer.kafka.clients import BrokerTrouble, consumer_properties, wrong_property
+from stream_scorer.kafka.messages import read_request
+from stream_scorer.protocol import Request
+
+_log = logging.getLogger(__name__)
+
+CHUNK: Final = 256
+"""Messages asked for at once, so that a turn ends near its bound in bytes."""
+
+_NOT_OURS_TO_MEND: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+    }
+)
+
+
+class ConsumerFailed(OperationError):
+    """The consumer cannot go on; the process must start anew from the committed offsets."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """What was taken at once, and which assignment of each partition it was taken under."""
+
+    requests: Sequence[Request]
+    epochs: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentListener:
+    """Whom to tell, within ``take``, ``keep_alive`` and ``close``; partitions by number.
+
+    ``revoked`` comes while the partitions are still ours: offsets can be committed. After
+    ``lost`` they are another's already: nothing may be committed.
+    """
+
+    assigned: Callable[[Sequence[int]], None]
+    revoked: Callable[[Sequence[int]], None]
+    lost: Callable[[Sequence[int]], None]
+
+
+class RequestConsumer:
+    """Takes requests as a member of the worker group.
+
+    Every method must be called by one thread, the owner: librdkafka's Python client starves
+    others.
+
+    Args:
+        settings: the settings.
+        listener: told of partitions that come and go.
+
+    Raises:
+        ConfigError: librdkafka refuses a property.
+    """
+
+    def __init__(self, settings: Settings, listener: AssignmentListener) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._epochs: dict[int, int] = {}
+        self._epoch = 0
+        self._paused: set[int] = set()
+        self._held: list[Message] = []
+        self.commit_failed = False
+        """Whether a commit has failed since this was last set to false."""
+        properties: dict[str, Any] = {
+            **consumer_properties(settings),
+            "group.id": settings.worker.group,
+            # A new group starts at the beginning: the first requests must not be lost.
+            "auto.offset.reset": "earliest",
+            "error_cb": BrokerTrouble(),
+            "on_commit": self._on_commit,
+        }
+        if str(properties.get("group.protocol", "classic")).lower() == "classic":
+            properties["partition.assignment.strategy"] = "cooperative-sticky"
+        try:
+            self._consumer = Consumer(properties)
+        except (KafkaException, ValueError, TypeError) as error:
+            raise wrong_property(error) from None
+
+    def subscribe(self) -> None:
+        """Join the group."""
+        self._consumer.subscribe(
+            [self._settings.topics.requests],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
+    def take(self, timeout: float) -> Turn:
+        """Wait for a first request, then take what else is there, without waiting for more.
+
+        Args:
+            timeout: seconds to wait for the first.
+
+        Returns:
+            The requests, none where none came; at most ``worker.max_turn``, and about
+            ``worker.max_turn_bytes``: no more than a chunk or the fetch queue over it.
+
+        Raises:
+            ConsumerFailed: the client reported an error it cannot recover from.
+        """
+        if self._paused:
+            self._consumer.resume(self._places(self._paused))
+            self._paused = set()
+        requests: list[Request] = []
+        size = 0
+        worker = self._settings.worker
+        messages = self._held or self._poll(timeout)
+        self._held = []
+        while messages:
+            for message in messages:
+                if (request := self._read(message)) is not None:
+                    requests.append(request)
+                    size += len(request.payload or b"")
+            room = worker.max_turn - len(requests)
+            if room <= 0 or size >= worker.max_turn_bytes:
+                break
+            epochs = dict(self._epochs)
+            messages = self._consumer.consume(min(room, CHUNK), 0)
+            if self._epochs != epochs:
+                # Partitions went or came in that call: what was taken of those that went is
+                # another's now. None of them can be back already: that takes round trips, and
+                # the call did not wait.
+                if any(self._epochs.get(p, epoch) != epoch for p, epoch in epochs.items()):
+                    raise ConsumerFailed("a partition was revoked and assigned in one call")
+                requests = [item for item in requests if item.partition in self._epochs]
+                messages = [item for item in messages if item.partition() in self._epochs]
+        return Turn(requests, dict(self._epochs))
+
+    def keep_alive(self, timeout: float) -> None:
+        """Stay in the group while busy: poll with every partition paused.
+
+        Partitions may be assigned, revoked or lost meanwhile.
+
+        Args:
+            timeout: seconds to wait; the time between looks at what one is busy with.
+        """
+        # Again in each call: partitions that come while we are busy have to be paused too.
+        if running := self._epochs.keys() - self._paused:
+            self._consumer.pause(self._places(running))
+            self._paused |= running
+        # A message can still arrive, of a partition that was assigned within this very call.
+        self._held += self._poll(timeout)
+
+    def still_owned(self, turn: Turn, partition: int) -> bool:
+        """Whether a partition has been ours without a break since the turn was taken."""
+        return self._epochs.get(partition, -1) == turn.epochs.get(partition)
+
+    def commit(self, offsets: dict[int, int], *, wait: bool) -> None:
+        """Commit the next offsets to read, by partition.
+
+        A commit that fails is logged and told by ``commit_failed``, not raised: it can be made
+        again, or the requests are read again.
+        """
+        topic = self._settings.topics.requests
+        positions = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
+        try:
+            if wait:
+                self._consumer.commit(offsets=positions, asynchronous=False)
+            else:
+                self._consumer.commit(offsets=positions, asynchronous=True)
+        except KafkaException as error:
+            self._on_commit(error.args[0], positions)
+
+    def close(self) -> None:
+        """Leave the group; ``revoked`` is told first."""
+        self._held = []
+        self._consumer.close()
+
+    def _places(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        topic = self._settings.topics.requests
+        return [TopicPartition(topic, number) for number in partitions]
+
+    def _poll(self, timeout: float) -> list[Message]:
+        message = self._consumer.poll(timeout)
+        # poll() returns after the first message: it is of the assignment as it stands.
+        return [] if message is None else [message]
+
+    def _read(self, message: Message) -> Request | None:
+        error = message.error()
+        if error is not None:
+            self._classify(error)
+            return None
+        return read_request(message, self._settings.topics.default_content_type)
+
+    def _classify(self, error: KafkaError) -> None:
+        if error.fatal():
+            raise ConsumerFailed(error.str())
+        if error.code() in _NOT_OURS_TO_MEND:
+            _log.error("no requests: %s", error.str())
+        elif error.code() != KafkaError._PARTITION_EOF:
+            _log.warning("consumer: %s", error.str())
+
+    def _on_commit(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
+        if error is not None:
+            self.commit_failed = True
+            _log.info("commit failed: %s", error.str())
+
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [item.partition for item in partitions]
+        self._epoch += 1
+        self._epochs |= dict.fromkeys(numbers, self._epoch)
+        _log.info("assigned partitions %s", numbers)
+        self._listener.assigned(numbers)
+
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [item.partition for item in partitions]
+        _log.info("revoked partitions %s", numbers)
+        self._listener.revoked(numbers)
+        self._drop(numbers)
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [item.partition for item in partitions]
+        _log.warning("lost partitions %s", numbers)
+        self._listener.lost(numbers)
+        self._drop(numbers)
+
+    def _drop(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._epochs.pop(number, None)
+            self._paused.discard(number)
+        self._held = [item for item in self._held if item.partition() not in numbers]

@@ -1,0 +1,57 @@
+"""Reading a consumed record, whatever somebody put into it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from confluent_kafka import Message
+
+from stream_scorer.protocol import Request
+
+
+class UnreadableHeaders(Exception):
+    """A header's name is not UTF-8."""
+
+
+def read_headers(message: Message) -> list[tuple[str, bytes | None]]:
+    """The record's headers; to be called once for each message.
+
+    Where a header's name is not UTF-8 the client raises ``SystemError``, and a second look at
+    the headers of that message would crash the process (seen with confluent-kafka 2.16.1).
+
+    Raises:
+        UnreadableHeaders: a header's name is not UTF-8.
+    """
+    try:
+        headers = message.headers()
+    except (SystemError, UnicodeError):
+        raise UnreadableHeaders("a header's name is not UTF-8") from None
+    return cast("list[tuple[str, bytes | None]]", headers or [])
+
+
+def read_request(message: Message, default_content_type: str | None = None) -> Request:
+    """Turn a record into a request; one whose headers cannot be read gets a ``fault``."""
+    fault = None
+    try:
+        headers = read_headers(message)
+    except UnreadableHeaders as error:
+        headers = []
+        fault = str(error)
+    request = Request(
+        topic=message.topic() or "",
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        key=read_bytes(message.key()),
+        payload=read_bytes(message.value()),
+        headers=headers,
+        timestamp=message.timestamp()[1],
+    )
+    request.read_headers(default_content_type)
+    if fault is not None:
+        request.fault = fault
+    return request
+
+
+def read_bytes(value: str | bytes | None) -> bytes | None:
+    """A record's key or value; the client's types allow text too, which it never gives."""
+    return value.encode() if isinstance(value, str) else value

@@ -1,0 +1,107 @@
+"""Loading a plugin by the name that a conf gives it, with errors that point at the line."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from stream_scorer.errors import SetupError
+from stream_scorer.plugins.plugin import Plugin
+
+DEFAULT_CLASS: Final = "Plugin"
+
+AnyPlugin = Plugin[Any, Any, Any]
+
+
+class PluginError(SetupError):
+    """The plugin cannot be used; the text says where and why."""
+
+
+def load_plugin(name: str, locate: Callable[[str], Path] = Path) -> AnyPlugin:
+    """Load and make the plugin that a conf names.
+
+    Args:
+        name: a file's path or a dotted module, then perhaps ``:ClassName``.
+        locate: finds a relative path.
+
+    Raises:
+        PluginError: no such file, module or class, an error inside it, or something missing.
+    """
+    place, _, class_name = name.partition(":")
+    class_name = class_name or DEFAULT_CLASS
+    if place.endswith(".py") or "/" in place:
+        path = locate(place)
+        if not path.is_file():
+            raise PluginError(f"plugin {place}: no such file")
+        module = _run(place, path, lambda: _import_file(path))
+    else:
+        module = _run(place, None, lambda: importlib.import_module(place))
+    found = getattr(module, class_name, None)
+    if not inspect.isclass(found):
+        raise PluginError(f"{_where(module)}: there is no class {class_name}")
+    _check(found, module)
+    plugin: AnyPlugin = _run(place, Path(module.__file__ or place), found)
+    return plugin
+
+
+def _import_file(path: Path) -> ModuleType:
+    # Two files of the same name must not take each other's place among the modules.
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    name = f"{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check(found: type, module: ModuleType) -> None:
+    where = f"{_where(module, found)}: class {found.__name__}"
+    if not issubclass(found, Plugin):
+        raise PluginError(f"{where} is not a stream_scorer.plugins.Plugin")
+    if missing := sorted(found.__abstractmethods__):
+        raise PluginError(f"{where} has no method {', '.join(missing)}")
+    types = getattr(found, "content_types", None)
+    if not isinstance(types, tuple) or not types or not all(_is_media_range(t) for t in types):
+        raise PluginError(f"{where}: content_types must be a tuple of media types")
+
+
+def _is_media_range(value: object) -> bool:
+    return isinstance(value, str) and value.count("/") == 1 and all(value.split("/"))
+
+
+def _run(place: str, path: Path | None, action: Callable[[], Any]) -> Any:
+    # What a plugin's own code raises while it is loaded can be anything.
+    try:
+        return action()
+    except Exception as error:
+        raise PluginError(_told(place, path, error)) from error
+
+
+def _told(place: str, path: Path | None, error: Exception) -> str:
+    reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"plugin {place}: {error.filename}:{error.lineno}: {reason}"
+    if isinstance(error, ModuleNotFoundError) and error.name and place.startswith(error.name):
+        return f"plugin {place}: no such module"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    inside = [f for f in frames if path is not None and Path(f.filename) == path.resolve()]
+    frame = (inside or frames)[-1]
+    return f"plugin {place}: {frame.filename}:{frame.lineno}: {reason}"
+
+
+def _where(module: ModuleType, found: type | None = None) -> str:
+    where = module.__file__ or module.__name__
+    if found is not None and inspect.getmodule(found) is module:
+        where += f":{inspect.getsourcelines(found)[1]}"
+    return f"plugin {where}"

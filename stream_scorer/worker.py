@@ -1,0 +1,217 @@
+"""The worker's loop: take a turn, score it, publish the answers, commit what is delivered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
+from time import monotonic, time
+from typing import Final, Protocol
+
+from stream_scorer.background import BackgroundThread
+from stream_scorer.config import Settings
+from stream_scorer.errors import OperationError
+from stream_scorer.kafka.consumer import AssignmentListener, RequestConsumer, Turn
+from stream_scorer.kafka.offsets import OffsetTracker
+from stream_scorer.kafka.producer import AnswerProducer, DeliveryFailed
+from stream_scorer.kafka.routes import Routes
+from stream_scorer.kafka.topics import Topics
+from stream_scorer.protocol import Answer, Request, Status, problem
+
+_log = logging.getLogger(__name__)
+
+POLL_TIMEOUT: Final = 0.1
+"""Seconds to wait for a request; bounds how late delivery reports and signals are seen."""
+
+COMMIT_INTERVAL: Final = 0.1
+"""Seconds between commits under load; bounds what is scored again after a crash."""
+
+PATIENCE: Final = 0.2
+"""Seconds a turn may be scored before the owner begins to poll beside it."""
+
+LIGHT_TURN: Final = 16
+"""Up to so many requests in a turn there is no backlog: their answers are sent at once."""
+
+
+class Scores(Protocol):
+    """What the worker needs of a scorer."""
+
+    def score(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer every request, in order."""
+
+
+class DrainTimeout(OperationError):
+    """``worker.drain_timeout`` has passed: what is not answered yet is left to others."""
+
+
+class Worker:
+    """One member of the worker group, delivering at least once.
+
+    ``step`` is one turn of the loop. Everything runs in the calling thread, which owns the
+    consumer, but for the scoring, which has a thread of its own.
+
+    Args:
+        settings: the settings.
+        topics: the cluster's topics, ensured.
+        scorer: what answers requests.
+        model: the ``model`` header of every answer.
+
+    Raises:
+        ConfigError: librdkafka refuses a property.
+    """
+
+    def __init__(self, settings: Settings, topics: Topics, scorer: Scores, model: str) -> None:
+        self._settings = settings
+        self._routes = Routes(settings.topics, topics)
+        self._tracker = OffsetTracker()
+        self._consumer = RequestConsumer(
+            settings,
+            AssignmentListener(assigned=self._assigned, revoked=self._revoked, lost=self._lost),
+        )
+        self._producer = AnswerProducer(
+            settings,
+            self._routes,
+            model=model,
+            delivered=self._tracker.finished,
+            queue_full=self._stay_alive,
+            largest_request=topics.largest_request,
+        )
+        self._scoring = BackgroundThread(scorer.score, "scoring")
+        self._drain_until: float | None = None
+        self._committed: dict[int, int] = {}
+        self._committed_at = 0.0
+        self._last_turn_ms = 0.0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._drain_until is not None
+
+    def stop(self) -> None:
+        """Finish the turn in hand within ``worker.drain_timeout``, then leave. Only sets a flag."""
+        if self._drain_until is None:
+            self._drain_until = monotonic() + self._settings.worker.drain_timeout
+
+    def run(self) -> None:
+        """Work until ``stop``; leaves the group in every case.
+
+        Raises:
+            ConsumerFailed: the consumer cannot go on.
+            DeliveryFailed: an answer could not be delivered.
+            DrainTimeout: the turn in hand was not finished in time after ``stop``.
+        """
+        self._consumer.subscribe()
+        try:
+            while not self.stopping:
+                self.step()
+        finally:
+            self._close()
+
+    def step(self) -> None:
+        """One turn of the loop."""
+        turn = self._consumer.take(POLL_TIMEOUT)
+        if turn.requests:
+            began = monotonic()
+            for request in turn.requests:
+                self._tracker.started(request.partition, request.offset)
+            self._publish(turn, self._answer(turn.requests))
+            self._last_turn_ms = (monotonic() - began) * 1000
+        if 0 < len(turn.requests) <= LIGHT_TURN:
+            self._producer.flush(0.001)
+        else:
+            self._producer.poll()
+        if monotonic() - self._committed_at >= COMMIT_INTERVAL:
+            self._commit()
+
+    def _answer(self, requests: Sequence[Request]) -> list[Answer]:
+        now = time() * 1000
+        answers = [self._refuse(request, now) for request in requests]
+        admitted = [
+            request for request, answer in zip(requests, answers, strict=True) if answer is None
+        ]
+        scored = iter(self._score(admitted) if admitted else ())
+        complete = [answer or next(scored) for answer in answers]
+        for request, answer in zip(requests, complete, strict=True):
+            answer.timing.queue = max(0.0, now - request.timestamp)
+        return complete
+
+    def _refuse(self, request: Request, now: float) -> Answer | None:
+        if request.fault is not None:
+            return problem(request, Status.INVALID_REQUEST, request.fault)
+        if (refusal := self._routes.refusal(request)) is not None:
+            # It cannot be answered where it asks; the results topic is always there.
+            request.reply_topic = request.reply_partition = None
+            return problem(request, Status.INVALID_REQUEST, refusal)
+        if request.deadline is not None and request.deadline - now < self._last_turn_ms:
+            return problem(request, Status.EXPIRED, "the deadline passed before it was scored")
+        return None
+
+    def _score(self, requests: Sequence[Request]) -> list[Answer]:
+        scoring = self._scoring.submit(requests)
+        try:
+            return scoring.result(PATIENCE)
+        except NotYet:
+            # A slow predict must not cost us the group: keep polling beside it.
+            while not scoring.done():
+                self._stay_alive()
+            return scoring.result()
+
+    def _stay_alive(self) -> None:
+        self._consumer.keep_alive(PATIENCE / 4)
+        self._producer.poll()
+        if self._drain_until is not None and monotonic() >= self._drain_until:
+            raise DrainTimeout("worker.drain_timeout passed before the turn was finished")
+
+    def _publish(self, turn: Turn, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            # Revoked since the turn was taken: it is, or will be, answered by another.
+            if self._consumer.still_owned(turn, answer.request.partition):
+                self._producer.publish(answer)
+
+    def _commit(self) -> None:
+        offsets = self._tracker.committable()
+        if self._consumer.commit_failed or offsets != self._committed:
+            self._consumer.commit_failed = False
+            self._consumer.commit(offsets, wait=False)
+            self._committed = offsets
+        self._committed_at = monotonic()
+
+    def _finish(self, partitions: Sequence[int] | None, timeout: float) -> None:
+        """Wait for what is published, then commit it, as far as it was delivered."""
+        # After a failure what is finished counts all the same; the loop meets it again.
+        with suppress(DeliveryFailed):
+            self._producer.flush(max(0.001, timeout))
+        if offsets := self._tracker.committable(partitions):
+            self._consumer.commit(offsets, wait=True)
+
+    def _assigned(self, _: Sequence[int]) -> None:
+        self._announce(ready=True)
+
+    def _revoked(self, partitions: Sequence[int]) -> None:
+        self._finish(partitions, self._drain_time())
+        self._tracker.forget(partitions)
+
+    def _lost(self, partitions: Sequence[int]) -> None:
+        self._tracker.forget(partitions)
+
+    def _drain_time(self) -> float:
+        if self._drain_until is None:
+            return self._settings.worker.drain_timeout
+        return self._drain_until - monotonic()
+
+    def _announce(self, *, ready: bool) -> None:
+        path = self._settings.worker.ready_file
+        if path is None:
+            return
+        if ready:
+            path.touch()
+        else:
+            path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        self._announce(ready=False)
+        self._finish(None, self._drain_time())
+        self._consumer.close()
+        if left := self._producer.abandon():
+            _log.error("%d answers were not delivered; their requests will be read again", left)
