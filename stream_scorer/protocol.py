@@ -112,10 +112,14 @@ class Request:
         its answer too, at its reply address unless that is what is wrong. A header with a null
         value counts as not sent.
         """
+        self.passed_through = [
+            (name, value)
+            for name, value in self.headers
+            if value is not None and (name.startswith("x-") or name in _TRACE_HEADERS)
+        ]
         address_fault = False
-        for name, value in self.headers:
-            if value is None:
-                continue
+        sent = {name: value for name, value in self.headers if value is not None}
+        for name, value in sent.items():
             try:
                 if name == CONTENT_TYPE:
                     self.content_type = value.decode()
@@ -129,8 +133,6 @@ class Request:
                     self.deadline = _decimal(name, value)
                 elif name == ACCEPT:
                     self.accept = value.decode()
-                elif name.startswith("x-") or name in _TRACE_HEADERS:
-                    self.passed_through.append((name, value))
             except ValueError as error:
                 unreadable = isinstance(error, UnicodeDecodeError)
                 self.fault = f"header {name!r} is not UTF-8" if unreadable else str(error)
@@ -229,7 +231,8 @@ def problem_body(
         "type": PROBLEM_TYPE_PREFIX + status.value,
         "title": status.title,
         "status": status.http,
-        "detail": detail,
+        # A plugin may quote what a caller's JSON held: lone surrogates, which no UTF-8 can carry.
+        "detail": detail.encode("utf-8", "replace").decode(),
     }
     if request is not None:
         members["request"] = request

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from operator import methodcaller
+from typing import Final, cast
 
 from confluent_kafka import Message
 
 from stream_scorer.protocol import Request
+
+
+_call_headers: Final = methodcaller("headers")
 
 
 class UnreadableHeaders(Exception):
@@ -16,14 +20,17 @@ class UnreadableHeaders(Exception):
 def read_headers(message: Message) -> list[tuple[str, bytes | None]]:
     """The record's headers; to be called once for each message.
 
-    Where a header's name is not UTF-8 the client raises ``SystemError``, and a second look at
-    the headers of that message would crash the process (seen with confluent-kafka 2.16.1).
+    Where a header's name is not UTF-8, the client returns a broken list with an exception set
+    (confluent-kafka 2.16.1). Python's checked calls make a ``SystemError`` of that. The calls that
+    CPython specialises once they are hot are not checked: they hand out the broken list, and
+    looking into it crashes the process. So does a second call for the same message. A
+    ``methodcaller`` is always checked.
 
     Raises:
         UnreadableHeaders: a header's name is not UTF-8.
     """
     try:
-        headers = message.headers()
+        headers = _call_headers(message)
     except (SystemError, UnicodeError):
         raise UnreadableHeaders("a header's name is not UTF-8") from None
     return cast("list[tuple[str, bytes | None]]", headers or [])

@@ -19,7 +19,7 @@ from stream_scorer.kafka.clients import (
     wrong_property,
 )
 from stream_scorer.kafka.messages import UnreadableHeaders, read_bytes, read_headers
-from stream_scorer.kafka.topics import Topics
+from stream_scorer.kafka.topics import Topics, end_offset
 from stream_scorer.protocol import (
     CONTENT_TYPE,
     CORRELATION_ID,
@@ -86,10 +86,12 @@ class RequestSender:
         except (KafkaException, ValueError, TypeError) as error:
             raise wrong_property(error) from None
         # Explicit offsets: an answer that comes before the first fetch is not missed.
-        places = [TopicPartition(replies, n) for n in range(topics.partitions(replies))]
-        for place in places:
-            place.offset = self._consumer.get_watermark_offsets(place, _CONNECT_TIMEOUT)[1]
-        self._consumer.assign(places)
+        self._consumer.assign(
+            [
+                TopicPartition(replies, number, end_offset(self._consumer, replies, number))
+                for number in range(topics.partitions(replies))
+            ]
+        )
         self._run = secrets.token_hex(8)
         self._in_flight: dict[bytes, tuple[Outgoing, float]] = {}
         self._bytes = 0

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     ConfigResource,
@@ -30,6 +30,13 @@ _log = logging.getLogger(__name__)
 MOCK_CLUSTER = "mockCluster"
 """How the cluster id of librdkafka's mock cluster begins; it leaves DescribeConfigs unanswered."""
 
+_NO_LEADER_YET = frozenset(
+    {
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    }
+)
 _ATTEMPT = 2.0
 _REQUEST_TIMEOUT = 10.0
 
@@ -40,6 +47,29 @@ class BrokerUnreachable(OperationError):
 
 class TopicError(OperationError):
     """A topic is missing, cannot be created or is not fit for requests."""
+
+
+def end_offset(consumer: Consumer, topic: str, partition: int) -> int:
+    """The offset that a partition's next record will have, asked of its leader.
+
+    To assign it explicitly is the only way to read from here on that misses nothing: after
+    ``assign(OFFSET_END)`` a record that comes before the first fetch is skipped.
+
+    Raises:
+        TopicError: nobody answers, or the partition is not there.
+    """
+    deadline = time.monotonic() + _REQUEST_TIMEOUT
+    place = TopicPartition(topic, partition)
+    while True:
+        try:
+            return consumer.get_watermark_offsets(place, _REQUEST_TIMEOUT, cached=False)[1]
+        except KafkaException as error:
+            # A partition that was just created has no leader for a moment.
+            if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() >= deadline:
+                raise TopicError(
+                    f"the end of topic {topic} is not known: {error.args[0].str()}"
+                ) from None
+        time.sleep(0.05)
 
 
 class Topics:
