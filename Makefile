@@ -1,0 +1,71 @@
+# Everything a developer runs. `make` alone lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+SAMPLE ?= sklearn_wine
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+.PHONY: help run test check lint format lock e2e clean
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TYPED := stream_scorer http_facade samples tests
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.samples ## Score over HTTP on an embedded broker; SAMPLE=keras_mnist and =sklearn_wine/onnx too
+	@test -f samples/$(SAMPLE)/conf.yaml || { echo "no sample '$(SAMPLE)'; there are:" \
+	  "$(patsubst samples/%/conf.yaml,%,$(wildcard samples/*/conf.yaml samples/*/*/conf.yaml))" >&2; exit 2; }
+	@exec $(BIN)/stream-scorer dev --conf samples/$(SAMPLE)/conf.yaml
+
+test: lint ## Format, lint, types and all tests, on a real Kafka where one can be had
+	$(BIN)/pytest
+	@echo "not run here: tests/e2e (make e2e, needs Docker)"
+
+check: lint ## The fast part of test: format, lint, types and unit tests
+	$(BIN)/pytest tests/unit
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict $(TYPED)
+
+format: $(VENV)/.dev ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+e2e: $(VENV)/.dev ## Score through docker compose
+	$(BIN)/pytest -m e2e tests/e2e
+
+# The oldest Python decides, since newer ones take what it takes. Both builds of TensorFlow are
+# asked for, so that the pins serve the platforms that take the other one.
+lock: $(BIN)/python ## Pin the newest versions that fit together, in constraints.txt
+	@$(BIN)/python -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "lock with Python 3.11: make lock VENV=/tmp/lock PYTHON=python3.11")'
+	@{ echo "# What is installed: made by \`make lock\`, from pyproject.toml."; \
+	  $(PIP) install --quiet --dry-run --ignore-installed --report - -e '.[dev]' tensorflow \
+	  | $(BIN)/python -c "import json, sys; print(*sorted((f'{each[\"metadata\"][\"name\"]}=={each[\"metadata\"][\"version\"]}' for each in json.load(sys.stdin)['install'] if not each['is_direct']), key=str.lower), sep='\n')"; \
+	} >constraints.new
+	@mv constraints.new constraints.txt
+
+clean: ## Remove the virtual environment, caches and builds
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; stream-scorer needs Python 3.11, 3.12 or 3.13" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "stream-scorer needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.samples: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); the first time this takes some minutes"
+	$(PIP) install --quiet -c constraints.txt -e '.[samples]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); the first time this takes some minutes"
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.samples
