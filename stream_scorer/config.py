@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -54,8 +55,10 @@ CODE_PROPERTIES: Final = frozenset(
 
 _REFERENCE: Final = re.compile(r"\$\{(env|file):([^}]*)\}")
 _SECRET_KEY: Final = re.compile(
-    r"password|secret|token|api_keys|jaas|oauthbearer\.config|\.(pem|key)$", re.IGNORECASE
+    r"password|passphrase|secret|token|api_keys|jaas|oauthbearer\.config|\.(pem|key)$",
+    re.IGNORECASE,
 )
+_TOPIC_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
 _NOT_SETTINGS: Final = frozenset({"SCORER_CONF"})
 
 
@@ -64,7 +67,7 @@ class ConfigError(SetupError):
 
 
 def _topic_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name) or name in {".", ".."}:
+    if not _TOPIC_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a topic name")
     return name
 
@@ -107,6 +110,15 @@ class Logging(_Section):
             raise ValueError(f"{level!r} is not a log level")
         return level.upper()
 
+    @field_validator("format")
+    @classmethod
+    def _formats(cls, text: str) -> str:
+        try:
+            logging.Formatter(text).format(logging.makeLogRecord({}))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"cannot format a log record: {error}") from None
+        return text
+
 
 class Model(_Section):
     """How far a model's files are trusted."""
@@ -137,6 +149,9 @@ class Kafka(BaseModel):
             if name.startswith("test.mock."):
                 raise ValueError(f"{name} cannot be set: use `stream-scorer dev`")
         return self
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [*_masked(self.model_dump()).items()]
 
     @property
     def common(self) -> dict[str, Property]:
@@ -178,9 +193,12 @@ class Topics(_Section):
 
     def allows_reply(self, topic: str) -> bool:
         """Whether an answer may be sent to this topic because a request asked for it."""
-        if topic in {self.requests, self.dead_letters}:
+        if topic == self.replies:
+            return True
+        # A pattern may match what no topic can be called, and the client fails on looking that up.
+        if topic in {self.requests, self.dead_letters} or not _TOPIC_NAME.fullmatch(topic):
             return False
-        return topic == self.replies or any(
+        return any(
             topic.startswith(allowed[:-1]) if allowed.endswith("*") else topic == allowed
             for allowed in self.reply_allow
         )
@@ -242,9 +260,7 @@ class Settings(_Section):
 
         Where it is in neither, the path is returned as it stands, for the error message.
         """
-        here = Path(path).expanduser()
-        there = self._folder / here
-        return there if not here.exists() and there.exists() else here
+        return _locate(path, self._folder)
 
     def shown(self) -> str:
         """The effective settings as YAML, secrets masked."""
@@ -269,7 +285,8 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     tree = _read(path) if path is not None else {}
     _override(tree, environ)
     errors: list[str] = []
-    resolved = _resolve(tree, environ, "", errors)
+    folder = Path() if path is None else path.parent
+    resolved = _resolve(tree, environ, folder, "", errors)
     if errors:
         raise ConfigError("; ".join(errors))
     try:
@@ -277,9 +294,16 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
         settings = Settings.model_validate({k: v for k, v in resolved.items() if v is not None})
     except ValidationError as error:
         raise ConfigError("; ".join(_messages(error))) from None
-    if path is not None:
-        settings._folder = path.parent
+    settings._folder = folder
     return settings
+
+
+def _locate(path: str, folder: Path) -> Path:
+    here = Path(path)
+    with suppress(RuntimeError):  # a home that cannot be found
+        here = here.expanduser()
+    there = folder / here
+    return there if not here.exists() and there.exists() else here
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -305,37 +329,43 @@ def _override(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
     for variable, text in sorted(environ.items()):
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _NOT_SETTINGS:
             continue
-        *sections, key = _keys(variable)
+        (*sections, key), kind = _setting(variable)
         place = tree
         for section in sections:
             if not isinstance(place.get(section), dict):
                 place[section] = {}
             place = place[section]
-        place[key] = _value(variable, text)
+        place[key] = _value(variable, kind, text)
 
 
-def _keys(variable: str) -> list[str]:
+def _setting(variable: str) -> tuple[list[str], Any]:
+    """The path of keys that a variable stands for, and the type of what is there."""
     name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
     if name in Settings.model_fields:
-        return [name]
+        return [name], Settings.model_fields[name].annotation
     section, _, rest = name.partition("_")
     field = Settings.model_fields.get(section)
     if field is None or not rest or not isinstance(field.annotation, type):
         raise ConfigError(f"unknown setting @ {variable}")
     if section == "kafka":
         client, _, property_name = rest.partition("_")
-        if client in Kafka.model_fields and property_name:
-            return [section, client, property_name.replace("_", ".")]
-        return [section, rest.replace("_", ".")]
+        if client not in Kafka.model_fields:
+            return [section, rest.replace("_", ".")], str
+        if property_name:
+            return [section, client, property_name.replace("_", ".")], str
+        return [section, client], dict
     if not issubclass(field.annotation, BaseModel) or rest not in field.annotation.model_fields:
         raise ConfigError(f"unknown setting @ {variable}")
-    return [section, rest]
+    return [section, rest], field.annotation.model_fields[rest].annotation
 
 
-def _value(variable: str, text: str) -> Any:
+def _value(variable: str, kind: Any, text: str) -> Any:
+    # Text stays as it is: a password or a log format may begin as a YAML list does.
+    if kind is str:
+        return text
     if text == "null":
         return None
-    if not text.lstrip().startswith(("[", "{")):
+    if kind == str | None or not text.lstrip().startswith(("[", "{")):
         return text
     try:
         return yaml.safe_load(text)
@@ -343,15 +373,18 @@ def _value(variable: str, text: str) -> Any:
         raise ConfigError(f"a list or map must be YAML @ {variable}") from None
 
 
-def _resolve(value: Any, environ: Mapping[str, str], path: str, errors: list[str]) -> Any:
+def _resolve(
+    value: Any, environ: Mapping[str, str], folder: Path, path: str, errors: list[str]
+) -> Any:
     if isinstance(value, dict):
         return {
-            str(key): _resolve(item, environ, f"{path}.{key}" if path else str(key), errors)
+            str(key): _resolve(item, environ, folder, f"{path}.{key}" if path else str(key), errors)
             for key, item in value.items()
         }
     if isinstance(value, list):
         return [
-            _resolve(item, environ, f"{path}.{number}", errors) for number, item in enumerate(value)
+            _resolve(item, environ, folder, f"{path}.{number}", errors)
+            for number, item in enumerate(value)
         ]
     if not isinstance(value, str):
         return value
@@ -361,10 +394,10 @@ def _resolve(value: Any, environ: Mapping[str, str], path: str, errors: list[str
         try:
             if kind == "env":
                 return environ[name]
-            return Path(name).read_text(encoding="utf-8").rstrip("\n")
+            return _locate(name, folder).read_text(encoding="utf-8").rstrip("\n")
         except KeyError:
             errors.append(f"environment variable {name} is not set @ {path}")
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):
             errors.append(f"file {name} cannot be read @ {path}")
         return ""
 

@@ -30,6 +30,9 @@ PROBLEM_JSON: Final = "application/problem+json"
 PROBLEM_TYPE_PREFIX: Final = "urn:stream-scorer:problem:"
 ERROR_HEADER_PREFIX: Final = "__scorer.errors."
 
+_MAX_DETAIL: Final = 4096
+"""Characters of a problem's detail; a plugin may quote a whole payload."""
+
 _TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 
 
@@ -232,7 +235,7 @@ def problem_body(
         "title": status.title,
         "status": status.http,
         # A plugin may quote what a caller's JSON held: lone surrogates, which no UTF-8 can carry.
-        "detail": detail.encode("utf-8", "replace").decode(),
+        "detail": detail[:_MAX_DETAIL].encode("utf-8", "replace").decode(),
     }
     if request is not None:
         members["request"] = request

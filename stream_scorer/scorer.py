@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 MAX_CULPRITS: Final = 8
 """Failures in one batch after which the rest of it is given up: the model is broken."""
 
-_PLUGIN_FAULTS: Final = (Exception, SystemExit)
+_MAX_MEDIA_TYPE: Final = 255
+_NOT_PREDICTIONS: Final = (str, bytes, bytearray, Mapping, Set)
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ class Scorer:
             return problem(
                 request,
                 Status.UNSUPPORTED_CONTENT_TYPE,
-                f"{content_type!r} is not accepted; accepted: {', '.join(accepted)}",
+                f"{_shortened(content_type)!r} is not accepted; accepted: {', '.join(accepted)}",
             )
         if not payload:
             return problem(request, Status.INVALID_PAYLOAD, "the payload is empty")
@@ -97,8 +98,10 @@ class Scorer:
         try:
             instance = self._plugin.decode(payload, content_type)
         except InvalidPayload as error:
-            return problem(request, Status.INVALID_PAYLOAD, str(error), _failure(error))
-        except _PLUGIN_FAULTS as error:
+            return problem(request, Status.INVALID_PAYLOAD, _text(error), _failure(error))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             _log.warning("request %s: decode raised", request.id, exc_info=error)
             detail = f"the payload cannot be decoded ({type(error).__name__})"
             return problem(request, Status.INVALID_PAYLOAD, detail, _failure(error))
@@ -123,18 +126,23 @@ class Scorer:
         """One prediction for each instance, or the exception that it raised alone."""
         outcomes: list[Any] = [None] * len(instances)
         culprits = 0
+        broken: BaseException | None = None
         ranges = [(0, len(instances))]
         while ranges:
             start, stop = ranges.pop()
             try:
                 outcomes[start:stop] = self._call(instances[start:stop])
-            except _PLUGIN_FAULTS as error:
-                if culprits >= MAX_CULPRITS:
-                    outcomes[start:stop] = [error] * (stop - start)
-                elif stop - start == 1:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                if stop - start == 1:
                     outcomes[start] = error
                     # A payload that the plugin refuses this late says nothing about the model.
-                    culprits += not isinstance(error, InvalidPayload)
+                    if not isinstance(error, InvalidPayload):
+                        culprits += 1
+                        broken = error
+                elif culprits >= MAX_CULPRITS:
+                    outcomes[start:stop] = [broken] * (stop - start)
                 else:
                     middle = (start + stop) // 2
                     ranges += [(middle, stop), (start, middle)]
@@ -142,15 +150,21 @@ class Scorer:
 
     def _call(self, instances: Sequence[Any]) -> Sequence[Any]:
         predictions = self._plugin.predict(self._model, instances)
-        if len(predictions) != len(instances):
+        # Iterated, these and a data frame give keys, letters or names, in any number and order.
+        if isinstance(predictions, _NOT_PREDICTIONS) or hasattr(predictions, "columns"):
+            raise TypeError(f"predict returned a {type(predictions).__name__}, not a sequence")
+        # First of all, since it refuses a generator, which may have no end.
+        length = len(predictions)
+        outcomes = list(predictions)
+        if not length == len(outcomes) == len(instances):
             raise ValueError(
-                f"predict returned {len(predictions)} predictions for {len(instances)} instances"
+                f"predict returned {len(outcomes)} predictions for {len(instances)} instances"
             )
-        return predictions
+        return outcomes
 
     def _blame(self, request: Request, error: BaseException) -> Answer:
         if isinstance(error, InvalidPayload):
-            return problem(request, Status.INVALID_PAYLOAD, str(error), _failure(error))
+            return problem(request, Status.INVALID_PAYLOAD, _text(error), _failure(error))
         _log.error("request %s: predict raised", request.id, exc_info=error)
         detail = f"the model cannot score this payload ({type(error).__name__})"
         return problem(request, Status.MODEL_ERROR, detail, _failure(error))
@@ -162,8 +176,13 @@ class Scorer:
             body, content_type = self._plugin.encode(prediction, request.accept)
             # What is neither bytes nor a media type must not get as far as the producer.
             body = bytes(memoryview(body))
-            content_type.encode("ascii")
-        except _PLUGIN_FAULTS as error:
+            if "/" not in content_type or not (
+                content_type.isascii() and content_type.isprintable()
+            ):
+                raise ValueError(f"{content_type!r} is not a media type")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             _log.error("request %s: encode raised", request.id, exc_info=error)
             detail = f"the prediction cannot be encoded ({type(error).__name__})"
             return problem(request, Status.MODEL_ERROR, detail, _failure(error))
@@ -174,12 +193,31 @@ class Scorer:
         return Answer(request, Status.OK, content_type, body)
 
 
-@lru_cache(maxsize=1024)
 def _accepts(media_ranges: tuple[str, ...], content_type: str) -> bool:
+    # What is remembered comes from callers, so it is bounded in bytes too.
+    return len(content_type) <= _MAX_MEDIA_TYPE and _matches(media_ranges, content_type)
+
+
+@lru_cache(maxsize=1024)
+def _matches(media_ranges: tuple[str, ...], content_type: str) -> bool:
+    if "*" in content_type.partition(";")[0]:
+        return False  # a range, not a type
     try:
-        return mediatypes.quality(content_type, ", ".join(media_ranges)) > 0
+        # Types are the same in any case (RFC 9110).
+        return mediatypes.quality(content_type.lower(), ", ".join(media_ranges).lower()) > 0
     except ValueError:
         return False
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_MEDIA_TYPE else f"{text[:_MAX_MEDIA_TYPE]}…"
+
+
+def _text(error: InvalidPayload) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "the payload is refused"
 
 
 def _failure(error: BaseException) -> Failure:

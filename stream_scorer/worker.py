@@ -137,12 +137,12 @@ class Worker:
         return complete
 
     def _refuse(self, request: Request, now: float) -> Answer | None:
-        if request.fault is not None:
-            return problem(request, Status.INVALID_REQUEST, request.fault)
-        if (refusal := self._routes.refusal(request)) is not None:
+        refusal = self._routes.refusal(request)
+        if refusal is not None:
             # It cannot be answered where it asks; the results topic is always there.
             request.reply_topic = request.reply_partition = None
-            return problem(request, Status.INVALID_REQUEST, refusal)
+        if (fault := request.fault or refusal) is not None:
+            return problem(request, Status.INVALID_REQUEST, fault)
         if request.deadline is not None and request.deadline - now < self._last_turn_ms:
             return problem(request, Status.EXPIRED, "the deadline passed before it was scored")
         return None
@@ -171,10 +171,11 @@ class Worker:
 
     def _commit(self) -> None:
         offsets = self._tracker.committable()
-        if self._consumer.commit_failed or offsets != self._committed:
+        # A commit of nothing is an error to the client.
+        if offsets and (self._consumer.commit_failed or offsets != self._committed):
             self._consumer.commit_failed = False
             self._consumer.commit(offsets, wait=False)
-            self._committed = offsets
+        self._committed = offsets
         self._committed_at = monotonic()
 
     def _finish(self, partitions: Sequence[int] | None, timeout: float) -> None:

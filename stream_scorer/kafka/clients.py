@@ -73,28 +73,28 @@ def producer_properties(settings: Settings, largest_request: int = 0) -> dict[st
         largest_request: the largest record that the requests topic takes, in bytes, where it is
             known: the producer must be able to copy it to the dead-letter topic.
     """
+    # The client counts framing too, and a dead letter is larger than its request.
+    largest = max(record_bytes(settings), largest_request) + DEAD_LETTER_ROOM
     return (
         {
-            "queue.buffering.max.kbytes": QUEUE_KBYTES,
+            # A record that the queue cannot hold at all would be waited for without end.
+            "queue.buffering.max.kbytes": max(QUEUE_KBYTES, 2 * largest // 1024),
             "compression.type": "lz4",
             "linger.ms": 5,
         }
         | client_properties(settings.kafka)
         | _as_text(settings.kafka.producer)
-        | {
-            "enable.idempotence": True,
-            # The client counts framing too, and a dead letter is larger than its request.
-            "message.max.bytes": max(record_bytes(settings), largest_request) + DEAD_LETTER_ROOM,
-        }
+        | {"enable.idempotence": True, "message.max.bytes": largest}
     )
 
 
 def consumer_properties(settings: Settings) -> dict[str, Any]:
     """A consumer that fetches in bounds and leaves every commit to us."""
+    largest = record_bytes(settings) + DEAD_LETTER_ROOM
     return (
         {
             "queued.max.messages.kbytes": FETCH_BYTES // 1024,
-            "fetch.max.bytes": FETCH_BYTES,
+            "fetch.max.bytes": max(FETCH_BYTES, largest),
             "fetch.wait.max.ms": 10,
             "check.crcs": True,
         }
@@ -103,7 +103,7 @@ def consumer_properties(settings: Settings) -> dict[str, Any]:
         | {
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "message.max.bytes": record_bytes(settings) + DEAD_LETTER_ROOM,
+            "message.max.bytes": largest,
         }
     )
 

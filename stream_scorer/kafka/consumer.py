@@ -139,7 +139,12 @@ class RequestConsumer:
                 if any(self._epochs.get(p, epoch) != epoch for p, epoch in epochs.items()):
                     raise ConsumerFailed("a partition was revoked and assigned in one call")
                 requests = [item for item in requests if item.partition in self._epochs]
-                messages = [item for item in messages if item.partition() in self._epochs]
+                messages = [
+                    item
+                    for item in messages
+                    # A fatal error comes once, and of no partition.
+                    if item.error() is not None or item.partition() in self._epochs
+                ]
         return Turn(requests, dict(self._epochs))
 
     def keep_alive(self, timeout: float) -> None:

@@ -9,7 +9,6 @@ from confluent_kafka import Message
 
 from stream_scorer.protocol import Request
 
-
 _call_headers: Final = methodcaller("headers")
 
 

@@ -49,7 +49,7 @@ class _Pending:
 
     answer: Answer
     owed: int
-    replaced: bool = False
+    cut_down: bool = False
 
 
 class AnswerProducer:
@@ -162,7 +162,7 @@ class AnswerProducer:
     def _answer_refused(self, pending: _Pending, error: KafkaError) -> None:
         answer = pending.answer
         request = answer.request
-        if error.code() in _TOO_LARGE and not pending.replaced:
+        if error.code() in _TOO_LARGE and not pending.cut_down:
             # What comes back from the request goes too: it may be what is too large.
             small = replace(
                 request,
@@ -172,6 +172,7 @@ class AnswerProducer:
             )
             detail = "the answer is too large for its topic"
             substitute = problem(small, Status.MODEL_ERROR, detail)
+            pending.cut_down = True
         elif error.code() in _NO_SUCH_ADDRESS and request.reply_topic is not None:
             astray = replace(request, reply_topic=None, reply_partition=None)
             detail = f"the answer cannot be sent to topic {request.reply_topic!r}"
@@ -184,7 +185,6 @@ class AnswerProducer:
             self._failure = error
             return
         _log.warning("request %s: %s (%s)", request.id, detail, error.str())
-        pending.replaced = True
         self._again.append(lambda: self._substitute(pending, substitute))
 
     def _substitute(self, pending: _Pending, substitute: Answer) -> None:

@@ -81,7 +81,11 @@ class RequestSender:
             self._producer = Producer(producer_properties(settings) | {"error_cb": trouble})
             self._consumer = Consumer(
                 consumer_properties(settings)
-                | {"group.id": f"{settings.worker.group}-send", "error_cb": trouble}
+                | {
+                    "group.id": f"{settings.worker.group}-send",
+                    "auto.offset.reset": "error",
+                    "error_cb": trouble,
+                }
             )
         except (KafkaException, ValueError, TypeError) as error:
             raise wrong_property(error) from None

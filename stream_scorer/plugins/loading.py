@@ -48,7 +48,7 @@ def load_plugin(name: str, locate: Callable[[str], Path] = Path) -> AnyPlugin:
     if not inspect.isclass(found):
         raise PluginError(f"{_where(module)}: there is no class {class_name}")
     _check(found, module)
-    plugin: AnyPlugin = _run(place, Path(module.__file__ or place), found)
+    plugin: AnyPlugin = _run(place, Path(getattr(module, "__file__", None) or place), found)
     return plugin
 
 
@@ -74,6 +74,9 @@ def _check(found: type, module: ModuleType) -> None:
     types = getattr(found, "content_types", None)
     if not isinstance(types, tuple) or not types or not all(_is_media_range(t) for t in types):
         raise PluginError(f"{where}: content_types must be a tuple of media types")
+    size = found.max_batch_size
+    if size is not None and (type(size) is not int or size < 1):
+        raise PluginError(f"{where}: max_batch_size must be at least 1")
 
 
 def _is_media_range(value: object) -> bool:
@@ -81,27 +84,29 @@ def _is_media_range(value: object) -> bool:
 
 
 def _run(place: str, path: Path | None, action: Callable[[], Any]) -> Any:
-    # What a plugin's own code raises while it is loaded can be anything.
+    # What a plugin's own code raises while it is loaded can be anything; a script exits.
     try:
         return action()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(_told(place, path, error)) from error
 
 
-def _told(place: str, path: Path | None, error: Exception) -> str:
-    reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+def _told(place: str, path: Path | None, error: Exception | SystemExit) -> str:
+    lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
     if isinstance(error, SyntaxError) and error.filename:
-        return f"plugin {place}: {error.filename}:{error.lineno}: {reason}"
-    if isinstance(error, ModuleNotFoundError) and error.name and place.startswith(error.name):
+        return f"plugin {place}: {error.filename}:{error.lineno}: {lines[-1]}"
+    # Its own name or its package's, not that of a library which it imports.
+    missing = error.name if isinstance(error, ModuleNotFoundError) and path is None else None
+    if missing and f"{place}.".startswith(f"{missing}."):
         return f"plugin {place}: no such module"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     inside = [f for f in frames if path is not None and Path(f.filename) == path.resolve()]
     frame = (inside or frames)[-1]
-    return f"plugin {place}: {frame.filename}:{frame.lineno}: {reason}"
+    return f"plugin {place}: {frame.filename}:{frame.lineno}: {lines[0]}"
 
 
 def _where(module: ModuleType, found: type | None = None) -> str:
-    where = module.__file__ or module.__name__
+    where = getattr(module, "__file__", None) or module.__name__
     if found is not None and inspect.getmodule(found) is module:
         where += f":{inspect.getsourcelines(found)[1]}"
     return f"plugin {where}"

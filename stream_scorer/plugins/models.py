@@ -6,12 +6,16 @@ conf allows it.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -73,7 +77,7 @@ class ModelFolder:
     """A model's files on this machine, and what it is called.
 
     ``uri`` is as the conf has it; ``version`` tells which model that was: the registry's version,
-    else MLflow's id of the model.
+    else MLflow's id of the model, else a digest of its files.
     """
 
     path: Path
@@ -97,7 +101,10 @@ def fetch_model(uri: str, locate: Callable[[str], Path] = Path) -> ModelFolder:
     Raises:
         ModelError: it is not there, or the registry does not answer.
     """
-    scheme = urlsplit(uri).scheme
+    try:
+        scheme = urlsplit(uri).scheme
+    except ValueError as error:
+        raise ModelError(f"model_uri {uri}: {error}") from None
     if scheme in {"models", "runs"}:
         path = _download(uri)
     elif scheme in {"file", ""}:
@@ -124,11 +131,9 @@ def load_model(plugin: AnyPlugin, folder: ModelFolder) -> Any:
     """
     try:
         return plugin.load_model(str(folder.path))
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(
-            f"model_uri {folder.uri}: cannot be loaded: {type(error).__name__}: {reason[0]}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        told = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        raise ModelError(f"model_uri {folder.uri}: cannot be loaded: {told}") from error
 
 
 def check_model(folder: ModelFolder, *, allow_pickle: bool, trusted_types: Sequence[str]) -> None:
@@ -142,17 +147,15 @@ def check_model(folder: ModelFolder, *, allow_pickle: bool, trusted_types: Seque
     Raises:
         ModelError: it holds a pickle, or a skops file with types that are not trusted.
     """
-    skops_files = list(_skops_files(folder))
     if not allow_pickle:
         if (reason := _pickle_in(folder)) is not None:
             raise ModelError(
                 f"model_uri {folder.uri}: {reason}, and a pickle can run any code; if you trust "
                 "where it comes from, allow it with `model: {allow_pickle: true}` in the conf"
             )
-        for file in skops_files:
+        for file in _skops_files(folder):
             _check_skops(folder, file, trusted_types)
-    # MLflow's own switch counts skops files as pickles; those here have just been checked.
-    os.environ[PICKLE_SWITCH] = "true" if allow_pickle or skops_files else "false"
+    os.environ[PICKLE_SWITCH] = "true" if allow_pickle or _is_skops_alone(folder) else "false"
 
 
 def _local_path(uri: str) -> str:
@@ -170,7 +173,9 @@ def _download(uri: str) -> Path:
         return Path(download_artifacts(artifact_uri=uri))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"model_uri {uri}: {reason[0]}") from error
+        # The registry's address may hold a password.
+        told = re.sub(r"://[^/@\s]*@", "://", reason[0])
+        raise ModelError(f"model_uri {uri}: {told}") from error
 
 
 def _read_yaml(path: Path, uri: str) -> dict[str, Any]:
@@ -188,11 +193,21 @@ def _read_yaml(path: Path, uri: str) -> dict[str, Any]:
 def _version(path: Path, description: dict[str, Any]) -> str:
     # MLflow leaves this file in the folder of a registered model when it downloads it.
     registered = path / "registered_model_meta"
-    if registered.is_file():
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
         meta = yaml.safe_load(registered.read_text(encoding="utf-8"))
         if isinstance(meta, dict) and "model_version" in meta:
             return str(meta["model_version"])
-    return str(description.get("model_id") or description.get("model_uuid") or "unknown")
+    return str(description.get("model_id") or description.get("model_uuid") or _digest(path))
+
+
+def _digest(path: Path) -> str:
+    # Models that MLflow gave no id are told apart by their files.
+    total = hashlib.sha256()
+    for file in sorted(item for item in path.rglob("*") if item.is_file()):
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        total.update(f"{file.relative_to(path)} {content}\n".encode())
+    return total.hexdigest()[:12]
 
 
 def _pickle_in(folder: ModelFolder) -> str | None:
@@ -201,36 +216,94 @@ def _pickle_in(folder: ModelFolder) -> str | None:
         if form in _PICKLE_FORMATS:
             return f"its {name} flavor is saved as {form}"
     for file in _files(folder):
-        if file.suffix.lower() in _PICKLE_SUFFIXES or _begins_as_pickle(file) or _holds(file):
-            return f"its file {file.relative_to(folder.path)} is a pickle"
+        told = f"its file {file.relative_to(folder.path)}"
+        try:
+            found = _is_pickle(file.name, file.open("rb")) or any(
+                _is_pickle(member, opened) for member, opened in _members(file)
+            )
+        except Exception as error:
+            # Another reader may be less particular.
+            raise ModelError(
+                f"model_uri {folder.uri}: {told} cannot be looked into for pickles"
+            ) from error
+        if found:
+            return f"{told} is a pickle"
     return None
 
 
-def _begins_as_pickle(file: Path) -> bool:
-    with file.open("rb") as opened:
+def _is_pickle(name: str, opened: IO[bytes]) -> bool:
+    with opened:
         start = opened.read(2)
     # The PROTO opcode and a protocol number: how every pickle since protocol 2 begins.
-    return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
+    begins = len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
+    return begins or Path(name).suffix.lower() in _PICKLE_SUFFIXES
 
 
-def _holds(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any(Path(name).suffix.lower() in _PICKLE_SUFFIXES for name in archive.namelist())
+def _members(file: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """The files within a file that is a zip archive, as most models' formats are."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for item in archive.infolist():
+                yield item.filename, archive.open(item)
 
 
 def _files(folder: ModelFolder) -> Iterator[Path]:
-    return (path for path in sorted(folder.path.rglob("*")) if path.is_file())
+    # Links are followed, as MLflow does: folders mounted in containers hold them.
+    seen = set()
+    for place, folders, names in os.walk(folder.path, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (path for name in sorted(names) if (path := Path(place, name)).is_file())
 
 
 def _skops_files(folder: ModelFolder) -> Iterator[Path]:
-    flavor = folder.flavors.get("sklearn")
-    named = flavor.get("pickled_model") if isinstance(flavor, dict) else None
-    is_skops = isinstance(flavor, dict) and flavor.get("serialization_format") == "skops"
+    named = {folder.path / name for name in _named_files(folder)}
     for file in _files(folder):
-        if file.suffix == ".skops" or (is_skops and file == folder.path / str(named)):
+        if file.suffix.lower() == ".skops" or file in named or _is_skops(file):
             yield file
+
+
+def _named_files(folder: ModelFolder) -> Iterator[Path]:
+    """The files that a model in skops' format is read from, by its description."""
+    flavor = folder.flavors.get("sklearn")
+    if not isinstance(flavor, dict) or flavor.get("serialization_format") != "skops":
+        return
+    places = [flavor.get("pickled_model")]
+    if isinstance(pyfunc := folder.flavors.get("python_function"), dict):
+        places.append(pyfunc.get("model_path"))
+    for place in places:
+        path = Path(os.path.normpath(str(place)))
+        if path.is_absolute() or ".." in path.parts:
+            raise ModelError(f"model_uri {folder.uri}: it names {place}, outside its folder")
+        yield path
+
+
+def _is_skops(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return "schema.json" in archive.namelist()
+
+
+def _is_skops_alone(folder: ModelFolder) -> bool:
+    """Whether MLflow, as described, reads nothing of the model but the skops files checked here.
+
+    Its own switch counts skops files as pickles; to open it lets pickles pass too, also those
+    that cannot be told from other files.
+    """
+    flavors = {
+        name: item if isinstance(item, dict) else {} for name, item in folder.flavors.items()
+    }
+    return (
+        flavors.keys() <= {"sklearn", "python_function"}
+        and flavors.get("sklearn", {}).get("serialization_format") == "skops"
+        and flavors.get("python_function", {}).get("loader_module", "mlflow.sklearn")
+        == "mlflow.sklearn"
+    )
 
 
 def _check_skops(folder: ModelFolder, file: Path, trusted_types: Sequence[str]) -> None:
