@@ -1,0 +1,78 @@
+"""The documents say what is true: names in them exist, tables match the code, code in them runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stream_scorer.config import Settings, load_settings
+from stream_scorer.plugins import InvalidPayload
+from stream_scorer.plugins.loading import load_plugin
+from stream_scorer.protocol import Status
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_architecture_names_every_module_and_none_that_is_not_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `([a-z_/]+\.py)` \|", text, re.MULTILINE))
+    there = {
+        str(path.relative_to(ROOT))
+        for package in ("stream_scorer", "http_facade")
+        for path in (ROOT / package).rglob("*.py")
+        if not path.name.startswith("__") and "cli" not in path.parts
+    }
+    assert named == there
+
+
+def test_the_contract_lists_the_statuses_as_they_are() -> None:
+    text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \|.*\| (\d{3}) \|", text, re.MULTILINE)
+    assert rows == [(status.value, str(status.http)) for status in Status]
+
+
+@pytest.mark.parametrize("file", sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")]), ids=str)
+def test_links_lead_somewhere(file: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (file.parent / link).exists()] == []
+
+
+def test_the_readme_s_plugin_works(tmp_path: Path) -> None:
+    (code,) = [block for block in _blocks("python") if "class Plugin" in block]
+    file = tmp_path / "plugin.py"
+    file.write_text(code, encoding="utf-8")
+    plugin = load_plugin(str(file))
+    assert plugin.decode(b"[1, 2.5]", "application/json") == [1.0, 2.5]
+    with pytest.raises(InvalidPayload):
+        plugin.decode(b"{", "application/json")
+
+
+def test_the_readme_names_settings_that_exist_with_their_defaults() -> None:
+    defaults = load_settings(None, {})
+    for names, default in re.findall(r"^\| (`[^|]+`) \| ([^|]*) \|", README, re.MULTILINE):
+        keys = re.findall(r"`([^`]+)`", names)
+        values = [yaml.safe_load(text) for text in re.findall(r"`([^`]+)`", default)]
+        section = keys[0].rpartition(".")[0]
+        for number, key in enumerate(keys):
+            path = f"{section}{key}" if key.startswith(".") else key
+            value = _setting(defaults, path)
+            if number < len(values) and not isinstance(values[number], dict):
+                expected = values[min(number, len(values) - 1)]
+                assert value == expected or list(value or ()) == expected, path
+
+
+def _setting(settings: Settings, path: str) -> object:
+    value: object = settings
+    for part in path.split("."):
+        assert hasattr(value, part), f"no setting {path}"
+        value = getattr(value, part)
+    return value
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
