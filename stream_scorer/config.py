@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -59,7 +60,7 @@ _SECRET_KEY: Final = re.compile(
     re.IGNORECASE,
 )
 _TOPIC_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
-_NOT_SETTINGS: Final = frozenset({"SCORER_CONF"})
+_NOT_SETTINGS: Final = frozenset({"SCORER_CONF", "SCORER_FAILPOINT"})
 
 
 class ConfigError(SetupError):
@@ -211,6 +212,7 @@ class Worker(_Section):
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     processes: Count = 1
     instance_id: str | None = None
+    slot: Annotated[int, Field(ge=0)] = 0
     max_turn: Count = 4096
     max_turn_bytes: Count = 16 * 1024 * 1024
     max_batch_size: Count = 512
@@ -261,6 +263,11 @@ class Settings(_Section):
         Where it is in neither, the path is returned as it stands, for the error message.
         """
         return _locate(path, self._folder)
+
+    @property
+    def member_id(self) -> str:
+        """This process's lasting name in the group: that of its host and its slot on it."""
+        return f"{self.worker.instance_id or socket.gethostname()}-{self.worker.slot}"
 
     def shown(self) -> str:
         """The effective settings as YAML, secrets masked."""

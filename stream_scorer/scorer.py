@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from falcon import mediatypes
 
+from stream_scorer.failpoints import failpoint
 from stream_scorer.plugins import InvalidPayload, Plugin
 from stream_scorer.protocol import Answer, Failure, Request, Status, Timing, problem
 
@@ -64,6 +65,7 @@ class Scorer:
     def score(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer every request, in order; never raises for a bad one."""
         answers = [self._decode(request) for request in requests]
+        failpoint("after_decode")
         decoded = [item for item in answers if isinstance(item, _Decoded)]
         scored: list[Answer] = []
         for start in range(0, len(decoded), self._max_batch_size):
@@ -111,6 +113,7 @@ class Scorer:
         began = perf_counter()
         predictions = self._predict([item.instance for item in batch])
         elapsed = (perf_counter() - began) * 1000
+        failpoint("after_predict")
         answers = []
         for item, prediction in zip(batch, predictions, strict=True):
             item.timing.predict = elapsed

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import suppress
 from time import monotonic, time
 from typing import Final, Protocol
 
 from stream_scorer.background import BackgroundThread
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
+from stream_scorer.failpoints import failpoint
+from stream_scorer.kafka.at_least_once import AtLeastOnce
 from stream_scorer.kafka.consumer import AssignmentListener, RequestConsumer, Turn
+from stream_scorer.kafka.exactly_once import ExactlyOnce
 from stream_scorer.kafka.offsets import OffsetTracker
-from stream_scorer.kafka.producer import AnswerProducer, DeliveryFailed
+from stream_scorer.kafka.producer import AnswerProducer
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.protocol import Answer, Request, Status, problem
@@ -24,14 +26,8 @@ _log = logging.getLogger(__name__)
 POLL_TIMEOUT: Final = 0.1
 """Seconds to wait for a request; bounds how late delivery reports and signals are seen."""
 
-COMMIT_INTERVAL: Final = 0.1
-"""Seconds between commits under load; bounds what is scored again after a crash."""
-
 PATIENCE: Final = 0.2
 """Seconds a turn may be scored before the owner begins to poll beside it."""
-
-LIGHT_TURN: Final = 16
-"""Up to so many requests in a turn there is no backlog: their answers are sent at once."""
 
 
 class Scores(Protocol):
@@ -41,12 +37,34 @@ class Scores(Protocol):
         """Answer every request, in order."""
 
 
+class Delivery(Protocol):
+    """How answers and offsets get to the broker together: ``AtLeastOnce`` or ``ExactlyOnce``."""
+
+    def deliver(self, turn: Turn, answers: Sequence[Answer]) -> None:
+        """Publish a turn's answers, so that its offsets are committed with or after them."""
+
+    def serve(self) -> None:
+        """Do what is due; called again and again, never waits."""
+
+    def revoked(self, partitions: Sequence[int], timeout: float) -> None:
+        """Partitions are about to go; may take ``timeout`` seconds."""
+
+    def lost(self, partitions: Sequence[int]) -> None:
+        """Partitions are gone."""
+
+    def finish(self, timeout: float) -> None:
+        """Get everything to the broker within ``timeout`` seconds."""
+
+    def abandon(self) -> int:
+        """Forget what is not delivered; how many records that was."""
+
+
 class DrainTimeout(OperationError):
     """``worker.drain_timeout`` has passed: what is not answered yet is left to others."""
 
 
 class Worker:
-    """One member of the worker group, delivering at least once.
+    """One member of the worker group.
 
     ``step`` is one turn of the loop. Everything runs in the calling thread, which owns the
     consumer, but for the scoring, which has a thread of its own.
@@ -64,24 +82,35 @@ class Worker:
     def __init__(self, settings: Settings, topics: Topics, scorer: Scores, model: str) -> None:
         self._settings = settings
         self._routes = Routes(settings.topics, topics)
-        self._tracker = OffsetTracker()
+        self._drain_until: float | None = None
+        self._last_turn_ms = 0.0
         self._consumer = RequestConsumer(
             settings,
             AssignmentListener(assigned=self._assigned, revoked=self._revoked, lost=self._lost),
         )
-        self._producer = AnswerProducer(
-            settings,
+        self._delivery = self._make_delivery(model, topics.largest_request)
+        self._scoring = BackgroundThread(scorer.score, "scoring")
+
+    def _make_delivery(self, model: str, largest_request: int) -> Delivery:
+        if self._settings.worker.delivery == "exactly_once":
+            return ExactlyOnce(
+                self._settings,
+                self._consumer,
+                self._routes,
+                model=model,
+                waiting=self._check_drain,
+                largest_request=largest_request,
+            )
+        tracker = OffsetTracker()
+        producer = AnswerProducer(
+            self._settings,
             self._routes,
             model=model,
-            delivered=self._tracker.finished,
+            delivered=tracker.finished,
             queue_full=self._stay_alive,
-            largest_request=topics.largest_request,
+            largest_request=largest_request,
         )
-        self._scoring = BackgroundThread(scorer.score, "scoring")
-        self._drain_until: float | None = None
-        self._committed: dict[int, int] = {}
-        self._committed_at = 0.0
-        self._last_turn_ms = 0.0
+        return AtLeastOnce(self._consumer, producer, tracker)
 
     @property
     def stopping(self) -> bool:
@@ -112,17 +141,11 @@ class Worker:
         """One turn of the loop."""
         turn = self._consumer.take(POLL_TIMEOUT)
         if turn.requests:
+            failpoint("after_poll")
             began = monotonic()
-            for request in turn.requests:
-                self._tracker.started(request.partition, request.offset)
-            self._publish(turn, self._answer(turn.requests))
+            self._delivery.deliver(turn, self._answer(turn.requests))
             self._last_turn_ms = (monotonic() - began) * 1000
-        if 0 < len(turn.requests) <= LIGHT_TURN:
-            self._producer.flush(0.001)
-        else:
-            self._producer.poll()
-        if monotonic() - self._committed_at >= COMMIT_INTERVAL:
-            self._commit()
+        self._delivery.serve()
 
     def _answer(self, requests: Sequence[Request]) -> list[Answer]:
         now = time() * 1000
@@ -159,42 +182,21 @@ class Worker:
 
     def _stay_alive(self) -> None:
         self._consumer.keep_alive(PATIENCE / 4)
-        self._producer.poll()
+        self._delivery.serve()
+        self._check_drain()
+
+    def _check_drain(self) -> None:
         if self._drain_until is not None and monotonic() >= self._drain_until:
             raise DrainTimeout("worker.drain_timeout passed before the turn was finished")
-
-    def _publish(self, turn: Turn, answers: Sequence[Answer]) -> None:
-        for answer in answers:
-            # Revoked since the turn was taken: it is, or will be, answered by another.
-            if self._consumer.still_owned(turn, answer.request.partition):
-                self._producer.publish(answer)
-
-    def _commit(self) -> None:
-        offsets = self._tracker.committable()
-        # A commit of nothing is an error to the client.
-        if offsets and (self._consumer.commit_failed or offsets != self._committed):
-            self._consumer.commit_failed = False
-            self._consumer.commit(offsets, wait=False)
-        self._committed = offsets
-        self._committed_at = monotonic()
-
-    def _finish(self, partitions: Sequence[int] | None, timeout: float) -> None:
-        """Wait for what is published, then commit it, as far as it was delivered."""
-        # After a failure what is finished counts all the same; the loop meets it again.
-        with suppress(DeliveryFailed):
-            self._producer.flush(max(0.001, timeout))
-        if offsets := self._tracker.committable(partitions):
-            self._consumer.commit(offsets, wait=True)
 
     def _assigned(self, _: Sequence[int]) -> None:
         self._announce(ready=True)
 
     def _revoked(self, partitions: Sequence[int]) -> None:
-        self._finish(partitions, self._drain_time())
-        self._tracker.forget(partitions)
+        self._delivery.revoked(partitions, self._drain_time())
 
     def _lost(self, partitions: Sequence[int]) -> None:
-        self._tracker.forget(partitions)
+        self._delivery.lost(partitions)
 
     def _drain_time(self) -> float:
         if self._drain_until is None:
@@ -212,7 +214,8 @@ class Worker:
 
     def _close(self) -> None:
         self._announce(ready=False)
-        self._finish(None, self._drain_time())
+        self._delivery.finish(self._drain_time())
+        failpoint("before_close")
         self._consumer.close()
-        if left := self._producer.abandon():
+        if left := self._delivery.abandon():
             _log.error("%d answers were not delivered; their requests will be read again", left)

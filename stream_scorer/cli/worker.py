@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -27,16 +28,22 @@ def command(conf: Path | None) -> None:
     Stops on SIGTERM and SIGINT: the requests in hand are finished within worker.drain_timeout,
     then the group is left. A second signal ends it at once.
     """
+    # From the first moment: as process 1 of a container nothing else would end it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     settings = read_settings(conf)
+    from stream_scorer import failpoints
     from stream_scorer.cli.loading import load_scorer
     from stream_scorer.config import ConfigError
+    from stream_scorer.kafka.clients import check_properties
     from stream_scorer.kafka.topics import Topics
     from stream_scorer.worker import DrainTimeout, Worker
 
-    if settings.worker.delivery != "at_least_once":
-        raise ConfigError("only at_least_once is there in this version @ worker.delivery")
+    if settings.worker.ready_file is not None:
+        settings.worker.ready_file.unlink(missing_ok=True)  # of one that was killed
+    failpoints.arm(os.environ)
     if settings.worker.processes != 1:
         raise ConfigError("only 1 is there in this version: start more workers @ worker.processes")
+    check_properties(settings)
     topics = Topics(settings)
     loaded = load_scorer(settings)
     topics.wait_for_broker(settings.worker.startup_timeout)

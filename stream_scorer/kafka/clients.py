@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from stream_scorer.config import ConfigError, Kafka, Property, Settings
 
@@ -106,6 +106,19 @@ def consumer_properties(settings: Settings) -> dict[str, Any]:
             "message.max.bytes": largest,
         }
     )
+
+
+def check_properties(settings: Settings) -> None:
+    """Have librdkafka look at the properties of both clients, before anything is waited for.
+
+    Raises:
+        ConfigError: it refuses one.
+    """
+    try:
+        Producer(producer_properties(settings))
+        Consumer(consumer_properties(settings) | {"group.id": settings.worker.group})
+    except (KafkaException, ValueError, TypeError) as error:
+        raise wrong_property(error) from None
 
 
 def wrong_property(error: Exception) -> ConfigError:

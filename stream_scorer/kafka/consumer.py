@@ -17,6 +17,8 @@ from stream_scorer.protocol import Request
 
 _log = logging.getLogger(__name__)
 
+_COMMITTED_TIMEOUT: Final = 30.0
+
 CHUNK: Final = 256
 """Messages asked for at once, so that a turn ends near its bound in bytes."""
 
@@ -87,6 +89,14 @@ class RequestConsumer:
         }
         if str(properties.get("group.protocol", "classic")).lower() == "classic":
             properties["partition.assignment.strategy"] = "cooperative-sticky"
+            # A dead member's partitions are another's after this, instead of after 45 s.
+            properties.setdefault("session.timeout.ms", 10_000)
+            properties.setdefault("heartbeat.interval.ms", 2_000)
+        if settings.worker.delivery == "exactly_once":
+            # A successor of the same name has the partitions at once; and the coordinator checks
+            # the generation of offsets in a transaction only where there is such a name.
+            properties["group.instance.id"] = settings.member_id
+            properties["isolation.level"] = "read_committed"
         try:
             self._consumer = Consumer(properties)
         except (KafkaException, ValueError, TypeError) as error:
@@ -181,6 +191,28 @@ class RequestConsumer:
                 self._consumer.commit(offsets=positions, asynchronous=True)
         except KafkaException as error:
             self._on_commit(error.args[0], positions)
+
+    def group_metadata(self) -> object:
+        """Who we are in the group as it is now, for offsets in a transaction."""
+        return self._consumer.consumer_group_metadata()
+
+    def rewind(self, first: dict[int, int]) -> None:
+        """Read partitions again from their committed offsets.
+
+        Args:
+            first: the partitions, with the offset to take where nothing was ever committed.
+
+        Raises:
+            ConsumerFailed: the committed offsets are not known, or cannot be gone back to.
+        """
+        places = self._places(first.keys() & self._epochs.keys())
+        try:
+            for place in self._consumer.committed(places, _COMMITTED_TIMEOUT):
+                if place.offset < 0:
+                    place.offset = first[place.partition]
+                self._consumer.seek(place)
+        except KafkaException as error:
+            raise ConsumerFailed(f"cannot go back: {error.args[0].str()}") from None
 
     def close(self) -> None:
         """Leave the group; ``revoked`` is told first."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -12,30 +11,12 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
 from stream_scorer.kafka.clients import BrokerTrouble, producer_properties, wrong_property
-from stream_scorer.kafka.dead_letters import dead_letter_headers
-from stream_scorer.kafka.routes import Address, Routes
-from stream_scorer.protocol import Answer, Status, problem
-
-_log = logging.getLogger(__name__)
-
-MAX_ECHO_BYTES: Final = 4096
-"""The largest key and correlation id that come back on an answer which had to be cut down."""
+from stream_scorer.kafka.outputs import Output, Record
+from stream_scorer.kafka.routes import Routes
+from stream_scorer.protocol import Answer
 
 _FULL_QUEUE_WAIT: Final = 0.1
 
-_TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE})
-_NO_SUCH_ADDRESS: Final = frozenset(
-    {
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.TOPIC_EXCEPTION,
-    }
-)
-
-
-Headers = list[tuple[str, str | bytes | None]]
 Report = Callable[[KafkaError | None, Message | None], None]
 
 
@@ -45,11 +26,10 @@ class DeliveryFailed(OperationError):
 
 @dataclass(slots=True)
 class _Pending:
-    """A request's answer and the records still owed for it: the answer, perhaps a dead letter."""
+    """What a request led to, and how many of its records are still owed."""
 
-    answer: Answer
+    output: Output
     owed: int
-    cut_down: bool = False
 
 
 class AnswerProducer:
@@ -81,7 +61,6 @@ class AnswerProducer:
         largest_request: int = 0,
     ) -> None:
         self._dead_letters = settings.topics.dead_letters
-        self._results = settings.topics.results
         self._routes = routes
         self._model = model.encode()
         self._delivered = delivered
@@ -96,11 +75,11 @@ class AnswerProducer:
 
     def publish(self, answer: Answer) -> None:
         """Queue an answer and, where its status says so, a dead letter; waits while it is full."""
-        pending = _Pending(answer, owed=1)
-        if answer.is_dead_letter:
-            pending.owed = 2
-            self._send_dead_letter(pending, answer, trace=True)
+        # One more is owed until both are queued: the first may be delivered before the second is.
+        pending = _Pending(Output.of(answer), owed=1)
+        self._send_letter(pending)
         self._send_answer(pending)
+        self._finish(pending)
         self._retry()
 
     def poll(self) -> None:
@@ -146,97 +125,57 @@ class AnswerProducer:
                 retry()
 
     def _send_answer(self, pending: _Pending) -> None:
-        answer = pending.answer
+        output = pending.output
 
         def report(error: KafkaError | None, _: Message | None) -> None:
             if error is None:
                 self._finish(pending)
-            else:
-                self._answer_refused(pending, error)
-
-        request = answer.request
-        address = self._routes.address(request)
-        headers: Headers = [*answer.headers(self._model)]
-        self._produce(address, request.key, answer.body, headers, report)
-
-    def _answer_refused(self, pending: _Pending, error: KafkaError) -> None:
-        answer = pending.answer
-        request = answer.request
-        if error.code() in _TOO_LARGE and not pending.cut_down:
-            # What comes back from the request goes too: it may be what is too large.
-            small = replace(
-                request,
-                key=_within(request.key, MAX_ECHO_BYTES),
-                correlation_id=_within(request.correlation_id, MAX_ECHO_BYTES),
-                passed_through=[],
-            )
-            detail = "the answer is too large for its topic"
-            substitute = problem(small, Status.MODEL_ERROR, detail)
-            pending.cut_down = True
-        elif error.code() in _NO_SUCH_ADDRESS and request.reply_topic is not None:
-            astray = replace(request, reply_topic=None, reply_partition=None)
-            detail = f"the answer cannot be sent to topic {request.reply_topic!r}"
-            substitute = problem(astray, Status.INVALID_REQUEST, detail)
-        elif error.code() in _TOO_LARGE:
-            _log.error("request %s: no answer is small enough for its topic", request.id)
-            self._finish(pending)
-            return
-        else:
-            self._failure = error
-            return
-        _log.warning("request %s: %s (%s)", request.id, detail, error.str())
-        self._again.append(lambda: self._substitute(pending, substitute))
-
-    def _substitute(self, pending: _Pending, substitute: Answer) -> None:
-        if not pending.answer.is_dead_letter:
-            pending.owed += 1
-            kept = replace(substitute, request=pending.answer.request)
-            self._send_dead_letter(pending, kept, trace=True)
-        pending.answer = substitute
-        self._send_answer(pending)
-
-    def _send_dead_letter(self, pending: _Pending, answer: Answer, *, trace: bool) -> None:
-        request = answer.request
-
-        def report(error: KafkaError | None, _: Message | None) -> None:
-            if error is None:
-                self._finish(pending)
-            elif error.code() not in _TOO_LARGE:
+                return
+            had_letter = output.letter is not None
+            if not output.answer_refused(error):
                 self._failure = error
-            elif trace:
-                # The trace may be what is too large; the record is not to be lost for it.
-                self._again.append(lambda: self._send_dead_letter(pending, answer, trace=False))
-            else:
-                _log.error("request %s: too large for %s", request.id, self._dead_letters)
-                self._finish(pending)
+                return
+            # Not here: a delivery report is no place to wait for room in the queue.
+            self._again.append(lambda: self._send_answer(pending))
+            self._again.append(lambda: self._finish(pending))
+            if not had_letter:
+                self._again.append(lambda: self._send_letter(pending))
 
-        address = self._routes.beside(request, self._dead_letters)
-        headers: Headers = [*dead_letter_headers(answer, trace=trace)]
-        self._produce(address, request.key, request.payload, headers, report)
+        if (record := output.answer_record(self._routes, self._model)) is not None:
+            self._produce(pending, record, report)
+
+    def _send_letter(self, pending: _Pending) -> None:
+        output = pending.output
+
+        def report(error: KafkaError | None, _: Message | None) -> None:
+            if error is None:
+                self._finish(pending)
+            elif output.letter_refused(error):
+                self._again.append(lambda: self._send_letter(pending))
+                self._again.append(lambda: self._finish(pending))
+            else:
+                self._failure = error
+
+        if (record := output.letter_record(self._routes, self._dead_letters)) is not None:
+            self._produce(pending, record, report)
 
     def _finish(self, pending: _Pending) -> None:
         pending.owed -= 1
         if pending.owed == 0:
-            request = pending.answer.request
+            request = pending.output.request
             self._delivered(request.partition, request.offset)
 
-    def _produce(
-        self,
-        address: Address,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers,
-        report: Report,
-    ) -> None:
+    def _produce(self, pending: _Pending, record: Record, report: Report) -> None:
+        pending.owed += 1
         while True:
             try:
                 self._producer.produce(
-                    address.topic,
-                    value,
-                    key,
-                    address.partition,
+                    record.address.topic,
+                    record.value,
+                    record.key,
+                    record.address.partition,
                     on_delivery=report,
-                    headers=headers,
+                    headers=record.headers,
                 )
             except BufferError:
                 self._producer.poll(_FULL_QUEUE_WAIT)
@@ -247,7 +186,3 @@ class AnswerProducer:
                 return
             else:
                 return
-
-
-def _within(value: bytes | None, size: int) -> bytes | None:
-    return value if value is not None and len(value) <= size else None

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,10 @@ class Stage:
     producer: RequestProducer
     reader: RecordReader
     group: str
+    delivery: str
 
     def settings(self, **sections: Any) -> Settings:
-        worker = {"group": self.group, **sections.pop("worker", {})}
+        worker = {"group": self.group, "delivery": self.delivery, **sections.pop("worker", {})}
         return settings_for(self.bootstrap, self.names, worker=worker, **sections)
 
     def split(self, records: list[Record]) -> tuple[list[Record], list[Record]]:
@@ -43,14 +44,35 @@ class Stage:
         return [r for r in records if r.topic != dead], [r for r in records if r.topic == dead]
 
 
+MODES = [
+    ("embedded", "at_least_once"),  # it keeps no transactions
+    ("kafka", "at_least_once"),
+    ("kafka", "exactly_once"),
+]
+
+
+@pytest.fixture(params=MODES, ids="-".join)
+def mode(request: pytest.FixtureRequest) -> tuple[str, str]:
+    chosen: tuple[str, str] = request.param
+    return chosen
+
+
 @pytest.fixture
-def stage(broker: Broker, topics: MakeTopics, unique_group: str) -> Any:
+def broker(mode: tuple[str, str], request: pytest.FixtureRequest) -> Broker:
+    real = mode[0] == "kafka"
+    return Broker(request.getfixturevalue("real_kafka" if real else "embedded_broker"), real)
+
+
+@pytest.fixture
+def stage(
+    mode: tuple[str, str], broker: Broker, topics: MakeTopics, unique_group: str
+) -> Iterator[Stage]:
     kinds = ("requests", "results", "replies", "dead_letters")
     names = dict(zip(kinds, topics(PARTITIONS, *kinds), strict=True))
     producer = RequestProducer(broker.bootstrap, names["requests"])
     out = [names[kind] for kind in kinds[1:]]
-    with RecordReader(broker.bootstrap, *out) as reader:
-        yield Stage(broker.bootstrap, names, producer, reader, unique_group)
+    with RecordReader(broker.bootstrap, *out, isolation="read_committed") as reader:
+        yield Stage(broker.bootstrap, names, producer, reader, unique_group, mode[1])
 
 
 def test_a_result_carries_all_that_the_contract_says(stage: Stage) -> None:
@@ -354,7 +376,7 @@ def test_a_second_worker_takes_its_share_and_gives_it_back(stage: Stage) -> None
     batches = [[Send(str(n).encode()) for n in range(200)] for _ in range(4)]
     with running_worker(stage.settings()) as first:
         stage.producer.send(*batches[0])
-        with running_worker(stage.settings()) as second:
+        with running_worker(stage.settings(worker={"slot": 1})) as second:
             stage.producer.send(*batches[1])
             deadline = time.monotonic() + 30
             while not second._consumer._epochs or len(first._consumer._epochs) == PARTITIONS:

@@ -15,7 +15,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("stream_scorer", "http_facade")
 
-_BASE: Final = frozenset({"errors", "protocol"})
+_BASE: Final = frozenset({"errors", "failpoints", "protocol"})
 _ENGINE: Final = _BASE | {
     "background",
     "config",
@@ -31,6 +31,7 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "__init__": frozenset(),
     "__main__": frozenset({"cli"}),
     "errors": frozenset(),
+    "failpoints": frozenset({"errors"}),
     "protocol": frozenset(),
     "background": frozenset(),
     "config": _BASE,
@@ -76,7 +77,15 @@ HEAVY: Final = frozenset(
 )
 """Libraries that take long to import: never before a function needs them."""
 
-MAY_CATCH_EVERYTHING: Final = frozenset({"stream_scorer/scorer.py"})
+MAY_CATCH_EVERYTHING: Final = frozenset(
+    {
+        "stream_scorer/background.py",
+        "stream_scorer/plugins/loading.py",
+        "stream_scorer/plugins/models.py",
+        "stream_scorer/scorer.py",
+    }
+)
+"""Where code that is not ours runs; docs/decisions/0001 says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +173,7 @@ def breaches(file: str, source: str) -> Iterator[tuple[int, str]]:
     if file not in MAY_CATCH_EVERYTHING:
         for node in ast.walk(tree):
             if isinstance(node, ast.ExceptHandler) and catches_everything(node):
-                yield node.lineno, "only the scorer may catch everything"
+                yield node.lineno, "must not catch everything"
 
 
 def violations(root: Path) -> list[str]:
@@ -217,9 +226,13 @@ def test_imports_point_the_right_way() -> None:
         ("stream_scorer/plugins/a.py", "try:\n  import skops.io\nfinally: pass", "skops.io is he"),
         ("stream_scorer/worker.py", "if 1:\n  from sklearn import tree", "sklearn is only for"),
         ("stream_scorer/brand_new.py", "", "is in no room"),
-        ("stream_scorer/worker.py", "try: f()\nexcept Exception: pass", ":2: only the scorer"),
-        ("stream_scorer/worker.py", "try: f()\nexcept (OSError, BaseException): pass", ":2: only"),
-        ("http_facade/app.py", "try: f()\nexcept: pass", ":2: only the scorer"),
+        ("stream_scorer/worker.py", "try: f()\nexcept Exception: pass", ":2: must not"),
+        (
+            "stream_scorer/worker.py",
+            "try: f()\nexcept (OSError, BaseException): pass",
+            ":2: must not",
+        ),
+        ("http_facade/app.py", "try: f()\nexcept: pass", ":2: must not"),
     ],
 )
 def test_a_planted_breach_is_found(tmp_path: Path, file: str, source: str, breach: str) -> None:
