@@ -219,6 +219,7 @@ class Worker(_Section):
     drain_timeout: Seconds = 8
     startup_timeout: Seconds = 60
     metrics_port: Port = 0
+    metrics_host: str = "localhost"
     ready_file: Path | None = None
 
 

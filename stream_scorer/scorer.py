@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, Literal, Protocol
 
 from falcon import mediatypes
 
@@ -36,6 +36,16 @@ class _Decoded:
     timing: Timing
 
 
+class Observer(Protocol):
+    """Whom a scorer tells how it goes; called in the thread that scores."""
+
+    def stage(self, name: Literal["decode", "predict", "encode"], seconds: float) -> None:
+        """How long a call of ``score`` spent in a stage."""
+
+    def batch(self, size: int) -> None:
+        """How many instances go to ``predict``."""
+
+
 class Scorer:
     """Scores with one plugin and one model; used by one thread at a time.
 
@@ -45,6 +55,7 @@ class Scorer:
         payload_bytes: the largest payload taken.
         result_bytes: the largest encoded result given.
         max_batch_size: the most instances one ``predict`` gets, unless the plugin sets its own.
+        observer: told of stages and batches.
     """
 
     def __init__(
@@ -55,7 +66,9 @@ class Scorer:
         payload_bytes: int,
         result_bytes: int,
         max_batch_size: int,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer
         self._plugin = plugin
         self._model = model
         self._payload_bytes = payload_bytes
@@ -71,7 +84,11 @@ class Scorer:
         for start in range(0, len(decoded), self._max_batch_size):
             scored += self._score_batch(decoded[start : start + self._max_batch_size])
         rest = iter(scored)
-        return [item if isinstance(item, Answer) else next(rest) for item in answers]
+        complete = [item if isinstance(item, Answer) else next(rest) for item in answers]
+        if self._observer is not None:
+            self._observer.stage("decode", sum(a.timing.decode for a in complete) / 1000)
+            self._observer.stage("encode", sum(a.timing.encode for a in complete) / 1000)
+        return complete
 
     def _decode(self, request: Request) -> _Decoded | Answer:
         payload, content_type = request.payload, request.content_type
@@ -113,6 +130,9 @@ class Scorer:
         began = perf_counter()
         predictions = self._predict([item.instance for item in batch])
         elapsed = (perf_counter() - began) * 1000
+        if self._observer is not None:
+            self._observer.batch(len(batch))
+            self._observer.stage("predict", elapsed / 1000)
         failpoint("after_predict")
         answers = []
         for item, prediction in zip(batch, predictions, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as NotYet
+from dataclasses import replace
 from time import monotonic, time
 from typing import Final, Protocol
 
@@ -12,13 +13,16 @@ from stream_scorer.background import BackgroundThread
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
 from stream_scorer.failpoints import failpoint
+from stream_scorer.health import Pulse
 from stream_scorer.kafka.at_least_once import AtLeastOnce
 from stream_scorer.kafka.consumer import AssignmentListener, RequestConsumer, Turn
+from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.exactly_once import ExactlyOnce
 from stream_scorer.kafka.offsets import OffsetTracker
 from stream_scorer.kafka.producer import AnswerProducer
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.kafka.topics import Topics
+from stream_scorer.metrics import Metrics
 from stream_scorer.protocol import Answer, Request, Status, problem
 
 _log = logging.getLogger(__name__)
@@ -40,11 +44,16 @@ class Scores(Protocol):
 class Delivery(Protocol):
     """How answers and offsets get to the broker together: ``AtLeastOnce`` or ``ExactlyOnce``."""
 
+    counts: Counts
+
     def deliver(self, turn: Turn, answers: Sequence[Answer]) -> None:
         """Publish a turn's answers, so that its offsets are committed with or after them."""
 
     def serve(self) -> None:
         """Do what is due; called again and again, never waits."""
+
+    def in_flight(self) -> int:
+        """How many requests are taken, scored and not delivered."""
 
     def revoked(self, partitions: Sequence[int], timeout: float) -> None:
         """Partitions are about to go; may take ``timeout`` seconds."""
@@ -74,14 +83,28 @@ class Worker:
         topics: the cluster's topics, ensured.
         scorer: what answers requests.
         model: the ``model`` header of every answer.
+        metrics: where to count.
+        pulse: where to tell that the loop moves, and that the worker belongs to its group.
 
     Raises:
         ConfigError: librdkafka refuses a property.
     """
 
-    def __init__(self, settings: Settings, topics: Topics, scorer: Scores, model: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        scorer: Scores,
+        model: str,
+        metrics: Metrics | None = None,
+        pulse: Pulse | None = None,
+    ) -> None:
         self._settings = settings
         self._routes = Routes(settings.topics, topics)
+        self._metrics = metrics or Metrics(settings.worker.slot)
+        self._metrics.model(model)
+        self._pulse = pulse or Pulse(settings.worker.ready_file)
+        self._counted = Counts()
         self._drain_until: float | None = None
         self._last_turn_ms = 0.0
         self._consumer = RequestConsumer(
@@ -142,10 +165,22 @@ class Worker:
         turn = self._consumer.take(POLL_TIMEOUT)
         if turn.requests:
             failpoint("after_poll")
-            began = monotonic()
-            self._delivery.deliver(turn, self._answer(turn.requests))
-            self._last_turn_ms = (monotonic() - began) * 1000
+            self._take_turn(turn)
         self._delivery.serve()
+        self._observe(0)
+
+    def _take_turn(self, turn: Turn) -> None:
+        began = monotonic()
+        self._observe(len(turn.requests))
+        answers = self._answer(turn.requests)
+        scored = monotonic()
+        self._delivery.deliver(turn, answers)
+        ended = monotonic()
+        self._last_turn_ms = (ended - began) * 1000
+        self._metrics.turn.observe(len(answers))
+        self._metrics.stage("queue", max(answer.timing.queue for answer in answers) / 1000)
+        self._metrics.stage("publish", ended - scored)
+        self._metrics.answered(answers)
 
     def _answer(self, requests: Sequence[Request]) -> list[Answer]:
         now = time() * 1000
@@ -183,6 +218,8 @@ class Worker:
     def _stay_alive(self) -> None:
         self._consumer.keep_alive(PATIENCE / 4)
         self._delivery.serve()
+        self._metrics.paused.set(self._consumer.paused)
+        self._pulse.beat()
         self._check_drain()
 
     def _check_drain(self) -> None:
@@ -190,12 +227,15 @@ class Worker:
             raise DrainTimeout("worker.drain_timeout passed before the turn was finished")
 
     def _assigned(self, _: Sequence[int]) -> None:
-        self._announce(ready=True)
+        self._pulse.set_ready(True)
+        self._metrics.rebalanced("assigned")
 
     def _revoked(self, partitions: Sequence[int]) -> None:
+        self._metrics.rebalanced("revoked")
         self._delivery.revoked(partitions, self._drain_time())
 
     def _lost(self, partitions: Sequence[int]) -> None:
+        self._metrics.rebalanced("lost")
         self._delivery.lost(partitions)
 
     def _drain_time(self) -> float:
@@ -203,17 +243,21 @@ class Worker:
             return self._settings.worker.drain_timeout
         return self._drain_until - monotonic()
 
-    def _announce(self, *, ready: bool) -> None:
-        path = self._settings.worker.ready_file
-        if path is None:
-            return
-        if ready:
-            path.touch()
-        else:
-            path.unlink(missing_ok=True)
+    def _observe(self, in_hand: int) -> None:
+        self._pulse.beat()
+        metrics, counts, counted = self._metrics, self._delivery.counts, self._counted
+        metrics.in_flight.set(in_hand + self._delivery.in_flight())
+        metrics.lag.set(self._consumer.lag)
+        metrics.assigned.set(self._consumer.assigned)
+        metrics.paused.set(0)
+        if counts != counted:
+            metrics.commits.inc(counts.commits - counted.commits)
+            metrics.aborts.inc(counts.aborts - counted.aborts)
+            metrics.renewals.inc(counts.renewals - counted.renewals)
+            self._counted = replace(counts)
 
     def _close(self) -> None:
-        self._announce(ready=False)
+        self._pulse.set_ready(False)
         self._delivery.finish(self._drain_time())
         failpoint("before_close")
         self._consumer.close()

@@ -18,8 +18,11 @@ def command(conf: Path | None) -> None:
 
     Listens on host and port of the conf. Stops on SIGTERM, once the calls in hand are answered.
     """
-    read_settings(conf)
+    settings = read_settings(conf)
+    from http_facade.client import check_properties
     from stream_scorer.config import DEFAULT_PATH
+
+    check_properties(settings)
 
     if conf is None and DEFAULT_PATH.exists():
         conf = DEFAULT_PATH

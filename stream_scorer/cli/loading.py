@@ -8,7 +8,7 @@ from stream_scorer.config import ConfigError, Settings
 from stream_scorer.plugins.loading import AnyPlugin, load_plugin
 from stream_scorer.plugins.models import ModelFolder, check_model, fetch_model, load_model
 from stream_scorer.plugins.packages import check_packages
-from stream_scorer.scorer import Scorer
+from stream_scorer.scorer import Observer, Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class Loaded:
     model: ModelFolder
 
 
-def load_scorer(settings: Settings) -> Loaded:
-    """Load what the settings name.
+def load_scorer(settings: Settings, observer: Observer | None = None) -> Loaded:
+    """Load what the settings name; ``observer`` is told how scoring goes.
 
     Raises:
         SetupError: a package, the plugin or the model is missing or cannot be used.
@@ -45,5 +45,6 @@ def load_scorer(settings: Settings) -> Loaded:
         payload_bytes=settings.limits.payload_bytes,
         result_bytes=settings.limits.result_bytes,
         max_batch_size=settings.worker.max_batch_size,
+        observer=observer,
     )
     return Loaded(scorer, plugin, folder)

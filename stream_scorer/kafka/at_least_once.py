@@ -9,6 +9,7 @@ from typing import Final
 
 from stream_scorer.failpoints import failpoint
 from stream_scorer.kafka.consumer import RequestConsumer, Turn
+from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.offsets import OffsetTracker
 from stream_scorer.kafka.producer import AnswerProducer, DeliveryFailed
 from stream_scorer.protocol import Answer
@@ -35,6 +36,7 @@ class AtLeastOnce:
         self._consumer = consumer
         self._producer = producer
         self._tracker = tracker
+        self.counts = Counts()
         self._committed: dict[int, int] = {}
         self._committed_at = 0.0
 
@@ -72,9 +74,14 @@ class AtLeastOnce:
         if offsets and (self._consumer.commit_failed or offsets != self._committed):
             self._consumer.commit_failed = False
             self._consumer.commit(offsets, wait=False)
+            self.counts.commits += 1
             failpoint("after_commit")
         self._committed = offsets
         self._committed_at = monotonic()
+
+    def in_flight(self) -> int:
+        """Requests that are published and not delivered."""
+        return self._tracker.in_flight()
 
     def revoked(self, partitions: Sequence[int], timeout: float) -> None:
         """Deliver and commit what is published of partitions that are about to go."""
@@ -99,3 +106,4 @@ class AtLeastOnce:
             self._producer.flush(max(0.001, timeout))
         if offsets := self._tracker.committable(partitions):
             self._consumer.commit(offsets, wait=True)
+            self.counts.commits += 1

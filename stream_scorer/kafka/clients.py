@@ -62,7 +62,12 @@ def record_bytes(settings: Settings) -> int:
 def client_properties(kafka: Kafka) -> dict[str, Any]:
     """The properties of every client: the user's, as text, over our few defaults."""
     # Failed connections are told through BrokerTrouble, once; librdkafka's own lines repeat.
-    return {"log_level": 2, "allow.auto.create.topics": False} | _as_text(kafka.common)
+    return {
+        "log_level": 2,
+        "allow.auto.create.topics": False,
+        # A broker that comes back is not left alone for ten seconds.
+        "reconnect.backoff.max.ms": 1000,
+    } | _as_text(kafka.common)
 
 
 def producer_properties(settings: Settings, largest_request: int = 0) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from stream_scorer.config import Settings
@@ -16,6 +17,8 @@ from stream_scorer.kafka.messages import read_request
 from stream_scorer.protocol import Request
 
 _log = logging.getLogger(__name__)
+
+STATISTICS_EVERY: Final = 5.0
 
 _COMMITTED_TIMEOUT: Final = 30.0
 
@@ -77,6 +80,8 @@ class RequestConsumer:
         self._epoch = 0
         self._paused: set[int] = set()
         self._held: list[Message] = []
+        self.lag = 0
+        """Requests behind the end of our partitions, at most ``STATISTICS_EVERY`` seconds ago."""
         self.commit_failed = False
         """Whether a commit has failed since this was last set to false."""
         properties: dict[str, Any] = {
@@ -86,6 +91,8 @@ class RequestConsumer:
             "auto.offset.reset": "earliest",
             "error_cb": BrokerTrouble(),
             "on_commit": self._on_commit,
+            "statistics.interval.ms": int(STATISTICS_EVERY * 1000),
+            "stats_cb": self._on_statistics,
         }
         if str(properties.get("group.protocol", "classic")).lower() == "classic":
             properties["partition.assignment.strategy"] = "cooperative-sticky"
@@ -172,6 +179,16 @@ class RequestConsumer:
         # A message can still arrive, of a partition that was assigned within this very call.
         self._held += self._poll(timeout)
 
+    @property
+    def assigned(self) -> int:
+        """How many partitions are ours."""
+        return len(self._epochs)
+
+    @property
+    def paused(self) -> int:
+        """How many of them are paused, since a turn takes long."""
+        return len(self._paused)
+
     def still_owned(self, turn: Turn, partition: int) -> bool:
         """Whether a partition has been ours without a break since the turn was taken."""
         return self._epochs.get(partition, -1) == turn.epochs.get(partition)
@@ -247,6 +264,13 @@ class RequestConsumer:
         if error is not None:
             self.commit_failed = True
             _log.info("commit failed: %s", error.str())
+
+    def _on_statistics(self, text: str) -> None:
+        topic = orjson.loads(text)["topics"].get(self._settings.topics.requests, {})
+        partitions = topic.get("partitions", {})
+        ours = [partitions.get(str(number), {}) for number in self._epochs]
+        # -1 as long as it is not known.
+        self.lag = sum(max(0, partition.get("consumer_lag", 0)) for partition in ours)
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [item.partition for item in partitions]

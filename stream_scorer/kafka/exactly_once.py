@@ -14,6 +14,7 @@ from stream_scorer.errors import OperationError
 from stream_scorer.failpoints import failpoint
 from stream_scorer.kafka.clients import BrokerTrouble, producer_properties, wrong_property
 from stream_scorer.kafka.consumer import RequestConsumer, Turn
+from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.outputs import REFUSALS, Output, Record
 from stream_scorer.kafka.producer import DeliveryFailed
 from stream_scorer.kafka.routes import Routes
@@ -93,6 +94,7 @@ class ExactlyOnce:
             "socket.timeout.ms": int(REQUEST_TIMEOUT * 1000),
             "error_cb": self._on_error,
         }
+        self.counts = Counts()
         self._trouble = BrokerTrouble()
         self._suspect = False
         self._refused: list[Callable[[], bool]] = []
@@ -120,23 +122,30 @@ class ExactlyOnce:
             try:
                 self._transact(part)
             except _Refused:
+                self.counts.aborts += 1
                 if len(part) > 1:
                     middle = len(part) // 2
                     parts[:0] = [part[:middle], part[middle:]]
                 else:
                     parts.insert(0, part)
             except KafkaException as error:
+                self.counts.aborts += 1
                 self._recover(error.args[0])
                 first: dict[int, int] = {}
                 for output in [*part, *(output for rest in parts for output in rest)]:
                     first.setdefault(output.request.partition, output.request.offset)
                 self._consumer.rewind(first)
                 return
+            self.counts.commits += 1
             failpoint("after_commit")
 
     def serve(self) -> None:
         """Let the client tell of its troubles."""
         self._producer.poll(0)
+
+    def in_flight(self) -> int:
+        """Between two turns there is none."""
+        return 0
 
     def revoked(self, partitions: Sequence[int], timeout: float) -> None:
         """Nothing is in flight: the turn in hand will leave them out."""
@@ -256,7 +265,7 @@ class ExactlyOnce:
 
     def _renew(self) -> None:
         """Fence what may still be under way, and begin with a new producer."""
-        _log.info("a new transactional producer")
+        self.counts.renewals += 1
         self._producer = self._make()
 
     def _make(self) -> Producer:

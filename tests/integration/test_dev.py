@@ -72,7 +72,14 @@ def _command(*arguments: str) -> list[str]:
 
 
 def _children(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True
-    )
-    return [int(text) for text in listed.stdout.split()]
+    stats = {int(path.parent.name): path for path in Path("/proc").glob("[0-9]*/stat")}
+    found = []
+    for number, path in stats.items():
+        try:
+            # "pid (name) state parent …", and the name may hold anything.
+            parent = path.read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(parent) == pid:
+            found.append(number)
+    return found

@@ -63,7 +63,7 @@ def test_the_readme_names_settings_that_exist_with_their_defaults() -> None:
             value = _setting(defaults, path)
             if number < len(values) and not isinstance(values[number], dict):
                 expected = values[min(number, len(values) - 1)]
-                assert value == expected or list(value or ()) == expected, path
+                assert (list(value) if isinstance(value, tuple) else value) == expected, path
 
 
 def _setting(settings: Settings, path: str) -> object:

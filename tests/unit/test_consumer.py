@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from stream_scorer.config import ConfigError, Settings
+from stream_scorer.kafka.consumer import (
+    CHUNK,
+    AssignmentListener,
+    ConsumerFailed,
+    RequestConsumer,
+    Turn,
+)
+from tests.fakes import FakeConsumer, error_message, message
+
+
+class Rig:
+    """A ``RequestConsumer`` on a ``FakeConsumer`` that owns partitions 0 and 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        self.client = FakeConsumer()
+        self.told: list[tuple[str, list[int]]] = []
+        self.when_told: Callable[[], None] = lambda: None
+
+        def make_client(properties: dict[str, Any]) -> FakeConsumer:
+            self.client.properties = properties
+            return self.client
+
+        monkeypatch.setattr("stream_scorer.kafka.consumer.Consumer", make_client)
+        self.consumer = RequestConsumer(
+            Settings.model_validate(settings),
+            AssignmentListener(
+                assigned=self.listen("assigned"),
+                revoked=self.listen("revoked"),
+                lost=self.listen("lost"),
+            ),
+        )
+        self.consumer.subscribe()
+        self.client.assign_now(0, 1)
+        self.told.clear()
+
+    def listen(self, what: str) -> Callable[[Sequence[int]], None]:
+        def note(partitions: Sequence[int]) -> None:
+            self.told.append((what, [*partitions]))
+            self.when_told()
+
+        return note
+
+    def feed(self, *places: tuple[int, int], value: bytes = b"{}") -> None:
+        self.client.feed(*(message(*place, value) for place in places))
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(monkeypatch)
+
+
+def places(turn: Turn) -> list[tuple[int, int]]:
+    """Partition and offset of each request of a turn."""
+    return [(request.partition, request.offset) for request in turn.requests]
+
+
+def test_the_requests_topic_is_read_from_its_beginning_and_nothing_commits_by_itself(
+    rig: Rig,
+) -> None:
+    assert rig.client.subscribed == ["score-requests"]
+    properties = rig.client.properties
+    assert properties["group.id"] == "stream-scorer"
+    assert properties["auto.offset.reset"] == "earliest"
+    assert properties["enable.auto.commit"] is False
+    assert properties["enable.auto.offset.store"] is False
+    assert properties["partition.assignment.strategy"] == "cooperative-sticky"
+    assert "group.instance.id" not in properties, "static members are for exactly-once only"
+
+
+def test_the_new_group_protocol_gets_no_strategy_of_the_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("stream_scorer.kafka.consumer.Consumer", made.append)
+    settings = Settings.model_validate({"kafka": {"consumer": {"group.protocol": "consumer"}}})
+    RequestConsumer(settings, listener())
+    assert "partition.assignment.strategy" not in made[0]
+
+
+def listener() -> AssignmentListener:
+    def ignore(_: Sequence[int]) -> None:
+        """Nobody is told."""
+
+    return AssignmentListener(assigned=ignore, revoked=ignore, lost=ignore)
+
+
+@pytest.mark.parametrize(
+    "kafka",
+    [
+        {"no.such.property": 1},
+        {"consumer": {"session.timeout.ms": "soon"}},
+        {"consumer": {"session.timeout.ms": 10_000, "max.poll.interval.ms": 5_000}},
+    ],
+)
+def test_a_property_that_librdkafka_refuses_is_a_wrong_setting(kafka: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="@ kafka"):
+        RequestConsumer(Settings.model_validate({"kafka": kafka}), listener())
+
+
+@pytest.mark.parametrize("size", [900_000, 20_000_000, 100_000_000])
+def test_every_limit_on_payloads_makes_a_consumer_that_can_be(size: int) -> None:
+    RequestConsumer(Settings.model_validate({"limits": {"payload_bytes": size}}), listener())
+
+
+def test_a_turn_takes_what_is_there_and_does_not_wait_for_more(rig: Rig) -> None:
+    rig.feed((0, 5), (0, 6), (1, 2))
+    turn = rig.consumer.take(0.1)
+    assert places(turn) == [(0, 5), (0, 6), (1, 2)]
+    assert rig.client.polls == [0.1], "only the first is waited for"
+    assert {timeout for _, timeout in rig.client.consume_calls} == {0}
+
+
+def test_a_turn_without_requests_asks_once(rig: Rig) -> None:
+    assert places(rig.consumer.take(0.1)) == []
+    assert rig.client.polls == [0.1]
+    assert rig.client.consume_calls == []
+
+
+@pytest.mark.parametrize(("bound", "there"), [(1, 5), (3, 5), (3, 3), (700, 1000)])
+def test_a_turn_is_bounded_in_requests(
+    monkeypatch: pytest.MonkeyPatch, bound: int, there: int
+) -> None:
+    rig = Rig(monkeypatch, worker={"max_turn": bound})
+    rig.feed(*((0, offset) for offset in range(there)))
+    turn = rig.consumer.take(0.1)
+    assert places(turn) == [(0, offset) for offset in range(bound)]
+    assert rig.client.waiting() == there - bound
+
+
+def test_messages_are_asked_for_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, worker={"max_turn": 2 * CHUNK})
+    rig.feed(*((0, offset) for offset in range(3 * CHUNK)))
+    rig.consumer.take(0.1)
+    assert [number for number, _ in rig.client.consume_calls] == [CHUNK, CHUNK - 1]
+
+
+def test_a_turn_is_bounded_in_bytes_to_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, worker={"max_turn_bytes": 1000})
+    rig.feed(*((0, offset) for offset in range(3 * CHUNK)), value=b"x" * 10)
+    turn = rig.consumer.take(0.1)
+    assert 100 <= len(turn.requests) <= 1 + CHUNK
+    assert rig.client.waiting() == 3 * CHUNK - len(turn.requests)
+
+
+def test_a_first_request_over_the_bound_in_bytes_is_a_turn_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, worker={"max_turn_bytes": 10})
+    rig.feed((0, 1), (0, 2), value=b"x" * 10)
+    assert places(rig.consumer.take(0.1)) == [(0, 1)]
+    assert places(rig.consumer.take(0.1)) == [(0, 2)]
+
+
+def test_null_payloads_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, worker={"max_turn_bytes": 1})
+    rig.client.feed(message(0, 1, None), message(0, 2, None))
+    assert places(rig.consumer.take(0.1)) == [(0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("how", ["revoke_now", "lose_now"])
+def test_what_was_taken_of_a_partition_that_goes_meanwhile_is_dropped(rig: Rig, how: str) -> None:
+    rig.feed((0, 5), (1, 7), (0, 6))
+    rig.client.feed(lambda: getattr(rig.client, how)(0))
+    rig.feed((0, 7), (1, 8))
+    turn = rig.consumer.take(0.1)
+    assert places(turn) == [(1, 7), (1, 8)]
+    assert not rig.consumer.still_owned(turn, 0)
+    assert rig.consumer.still_owned(turn, 1)
+
+
+def test_partitions_that_come_meanwhile_are_taken_from(rig: Rig) -> None:
+    rig.feed((0, 5))
+    rig.client.feed(lambda: rig.client.assign_now(2))
+    rig.feed((2, 1))
+    turn = rig.consumer.take(0.1)
+    assert places(turn) == [(0, 5), (2, 1)]
+    assert rig.consumer.still_owned(turn, 2)
+
+
+def test_a_partition_that_goes_and_comes_within_one_call_cannot_be_told_apart(rig: Rig) -> None:
+    rig.feed((0, 5))
+    rig.client.feed(lambda: rig.client.revoke_now(0), lambda: rig.client.assign_now(0))
+    rig.feed((0, 5))
+    with pytest.raises(ConsumerFailed):
+        rig.consumer.take(0.1)
+
+
+def test_a_failed_consumer_ends_the_process_with_1() -> None:
+    assert ConsumerFailed.exit_code == 1
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_partition_that_went_is_not_owned_though_it_may_be_back(rig: Rig, again: bool) -> None:
+    rig.feed((0, 5), (1, 7))
+    turn = rig.consumer.take(0.1)
+    rig.client.revoke_now(0)
+    if again:
+        rig.client.assign_now(0)
+    assert not rig.consumer.still_owned(turn, 0)
+    assert rig.consumer.still_owned(turn, 1)
+    assert not rig.consumer.still_owned(turn, 9)
+
+
+def test_who_listens_is_told_of_each_change_apart(rig: Rig) -> None:
+    rig.client.feed(
+        lambda: rig.client.assign_now(2, 3),
+        lambda: rig.client.revoke_now(0, 2),
+        lambda: rig.client.lose_now(1),
+    )
+    rig.consumer.take(0.1)
+    assert rig.told == [("assigned", [2, 3]), ("revoked", [0, 2]), ("lost", [1])]
+
+
+def test_what_is_revoked_is_still_ours_while_it_is_told(rig: Rig) -> None:
+    rig.feed((0, 5))
+    turn = rig.consumer.take(0.1)
+    owned: list[bool] = []
+    rig.when_told = lambda: owned.append(rig.consumer.still_owned(turn, 0))
+    rig.client.revoke_now(0)
+    assert owned == [True]
+
+
+def test_staying_alive_pauses_every_partition_and_takes_nothing(rig: Rig) -> None:
+    rig.feed((0, 5), (1, 7))
+    rig.consumer.keep_alive(0.05)
+    assert rig.client.paused == {0, 1}
+    assert rig.client.waiting() == 2
+    assert rig.client.polls == [0.05]
+
+
+def test_partitions_that_come_while_busy_are_paused_too(rig: Rig) -> None:
+    rig.consumer.keep_alive(0.05)
+    rig.client.feed(lambda: rig.client.assign_now(2))
+    rig.consumer.keep_alive(0.05)
+    rig.consumer.keep_alive(0.05)
+    assert rig.client.paused == {0, 1, 2}
+    rig.consumer.take(0.1)
+    assert rig.client.paused == set()
+
+
+def test_the_next_turn_resumes_them(rig: Rig) -> None:
+    rig.feed((0, 5))
+    rig.consumer.keep_alive(0.05)
+    assert places(rig.consumer.take(0.1)) == [(0, 5)]
+    assert rig.client.paused == set()
+
+
+def test_a_partition_that_went_while_busy_is_not_resumed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed: list[int] = []
+    monkeypatch.setattr(
+        rig.client, "resume", lambda items: resumed.extend(item.partition for item in items)
+    )
+    rig.consumer.keep_alive(0.05)
+    rig.client.feed(lambda: rig.client.revoke_now(0))
+    rig.consumer.keep_alive(0.05)
+    rig.consumer.take(0.1)
+    assert resumed == [1]
+
+
+def test_a_message_that_comes_while_busy_is_held_for_the_next_turn(rig: Rig) -> None:
+    rig.consumer.keep_alive(0.05)
+    rig.client.feed(lambda: rig.client.assign_now(2))
+    rig.feed((2, 1), (0, 5))
+    rig.consumer.keep_alive(0.05)
+    polls = len(rig.client.polls)
+    assert places(rig.consumer.take(0.1)) == [(2, 1), (0, 5)]
+    assert len(rig.client.polls) == polls, "what is held is not waited for"
+
+
+@pytest.mark.parametrize("how", ["revoke_now", "lose_now"])
+def test_a_held_message_goes_with_its_partition(rig: Rig, how: str) -> None:
+    rig.client.feed(lambda: rig.client.assign_now(2), lambda: rig.client.assign_now(3))
+    rig.feed((2, 1))
+    rig.consumer.keep_alive(0.05)
+    rig.feed((3, 1))
+    rig.client.paused.discard(3)
+    rig.consumer.keep_alive(0.05)
+    getattr(rig.client, how)(2)
+    assert places(rig.consumer.take(0.1)) == [(3, 1)]
+
+
+def test_an_error_held_while_busy_is_not_lost(rig: Rig) -> None:
+    rig.client.feed(error_message(KafkaError(KafkaError._FATAL, "fenced", fatal=True)))
+    rig.consumer.keep_alive(0.05)
+    rig.client.revoke_now(0)
+    with pytest.raises(ConsumerFailed, match="fenced"):
+        rig.consumer.take(0.1)
+
+
+def test_a_fatal_error_ends_it(rig: Rig) -> None:
+    rig.feed((0, 5))
+    rig.client.feed(error_message(KafkaError(KafkaError._FATAL, "fenced", fatal=True)))
+    with pytest.raises(ConsumerFailed, match="fenced"):
+        rig.consumer.take(0.1)
+
+
+def test_a_fatal_error_beside_a_rebalance_ends_it_too(rig: Rig) -> None:
+    """It comes once: passed over, the worker would wait without end for requests."""
+    rig.feed((0, 5))
+    rig.client.feed(lambda: rig.client.lose_now(0, 1))
+    rig.client.feed(error_message(KafkaError(KafkaError._FATAL, "fenced", fatal=True)))
+    with pytest.raises(ConsumerFailed, match="fenced"):
+        rig.consumer.take(0.1)
+
+
+@pytest.mark.parametrize(
+    ("code", "level"),
+    [
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, "ERROR"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "ERROR"),
+        (KafkaError.GROUP_AUTHORIZATION_FAILED, "ERROR"),
+        (KafkaError._MAX_POLL_EXCEEDED, "WARNING"),
+        (KafkaError._AUTO_OFFSET_RESET, "WARNING"),
+        (KafkaError._TRANSPORT, "WARNING"),
+        (KafkaError._PARTITION_EOF, None),
+    ],
+)
+def test_other_errors_are_told_and_reading_goes_on(
+    rig: Rig, caplog: pytest.LogCaptureFixture, code: int, level: str | None
+) -> None:
+    rig.feed((0, 5))
+    rig.client.feed(error_message(KafkaError(code, "what happened"), partition=0))
+    rig.feed((0, 6))
+    assert places(rig.consumer.take(0.1)) == [(0, 5), (0, 6)]
+    told = [record.levelname for record in caplog.records if "what happened" in record.message]
+    assert told == ([] if level is None else [level])
+
+
+def test_a_commit_names_the_next_offsets_to_read(rig: Rig) -> None:
+    rig.consumer.commit({0: 6, 1: 8}, wait=True)
+    rig.consumer.commit({0: 7}, wait=False)
+    assert rig.client.commits == [{0: 6, 1: 8}, {0: 7}]
+    assert rig.client.asynchronous == [False, True]
+    assert not rig.consumer.commit_failed
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_commit_that_fails_is_told_not_raised(rig: Rig, wait: bool) -> None:
+    rig.client.commit_error = KafkaError(KafkaError.REBALANCE_IN_PROGRESS)
+    rig.consumer.commit({0: 6}, wait=wait)
+    rig.consumer.take(0.1)
+    assert rig.consumer.commit_failed
+
+
+def test_closing_tells_of_what_was_ours_and_leaves(rig: Rig) -> None:
+    rig.consumer.close()
+    assert rig.told == [("revoked", [0, 1])]
+    assert rig.client.closed
+
+
+def test_the_configured_content_type_is_for_records_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, topics={"default_content_type": "text/csv"})
+    rig.client.feed(message(0, 5, headers=()))
+    (request,) = rig.consumer.take(0.1).requests
+    assert request.content_type == "text/csv"

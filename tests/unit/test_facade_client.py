@@ -1,0 +1,435 @@
+"""The client of the facade on the embedded broker: who gets which reply, and what is dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, TopicPartition
+
+from http_facade.calls import (
+    NotReady,
+    Overloaded,
+    Reply,
+    ReplyTimeout,
+    RequestTooLarge,
+)
+from http_facade.client import RequestReplyClient, _Replies, _Requests, check_properties
+from stream_scorer.config import ConfigError, Settings
+from tests.kafka_server import MakeTopics, free_ports
+from tests.unit.test_facade_echo import Asked, EchoWorker, Sent, reply
+
+PATIENCE = 30.0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail("waited in vain")
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def settings(embedded_broker: str, topics: MakeTopics) -> Settings:
+    requests, results, replies, dead = topics(4, "requests", "results", "replies", "dlq")
+    return Settings.model_validate(
+        {
+            "kafka": {
+                "bootstrap.servers": embedded_broker,
+                "consumer": {"fetch.wait.max.ms": 5},
+            },
+            "topics": {
+                "requests": requests,
+                "results": results,
+                "replies": replies,
+                "dead_letters": dead,
+                "create": False,
+            },
+        }
+    )
+
+
+def changed(settings: Settings, section: str, **values: Any) -> Settings:
+    part = getattr(settings, section).model_copy(update=values)
+    return settings.model_copy(update={section: part})
+
+
+def echo(
+    settings: Settings, answer: Callable[[Asked], list[Sent]] = lambda asked: [reply(asked)]
+) -> EchoWorker:
+    return EchoWorker(settings.kafka.bootstrap, settings.topics.requests, answer)
+
+
+@asynccontextmanager
+async def ready_client(settings: Settings) -> AsyncIterator[RequestReplyClient]:
+    client = RequestReplyClient(settings)
+    client.start()
+    try:
+        await until(lambda: client.ready)
+        yield client
+    finally:
+        await client.close()
+
+
+def counts(client: RequestReplyClient) -> dict[str, int]:
+    found = client.snapshot()["counts"]
+    assert isinstance(found, dict)
+    return {name: number for name, number in found.items() if number}
+
+
+# ---- own answers ------------------------------------------------------------------------------
+
+
+async def test_each_of_many_callers_gets_its_own_answer(settings: Settings) -> None:
+    with echo(settings):
+        async with ready_client(settings) as client:
+
+            async def caller(name: int) -> None:
+                for turn in range(5):
+                    payload = f"{name}/{turn}".encode()
+                    got = await client.call(payload, [("content-type", b"text/plain")], PATIENCE)
+                    assert got == Reply(
+                        payload,
+                        status="ok",
+                        content_type="text/plain",
+                        model="echo; version=1",
+                        server_timing="queue;dur=1.000, predict;dur=2.000",
+                    )
+
+            await asyncio.gather(*(caller(name) for name in range(64)))
+            assert counts(client) == {"requests": 320, "replies": 320}
+            assert client.snapshot()["pending"] == 0
+
+
+async def test_a_request_carries_what_the_contract_wants(settings: Settings) -> None:
+    forged = [
+        ("accept", b"text/csv"),
+        ("reply-topic", b"elsewhere"),
+        ("correlation-id", b"chosen by the caller"),
+        ("deadline", b"0"),
+    ]
+    before = time.time()
+    with echo(settings) as worker:
+        async with ready_client(settings) as client:
+            await client.call(b"", forged, PATIENCE)
+            instance = client.snapshot()["instance"]
+    (asked,) = worker.asked
+    assert asked.headers["accept"] == b"text/csv"
+    assert asked.headers["reply-topic"].decode() == settings.topics.replies
+    assert asked.headers["reply-partition"] in {b"0", b"1", b"2", b"3"}
+    own = re.fullmatch(rf"{instance}\.[0-9a-f]{{32}}", asked.headers["correlation-id"].decode())
+    assert own is not None
+    assert before + PATIENCE <= int(asked.headers["deadline"]) / 1000 + 0.001
+    assert int(asked.headers["deadline"]) / 1000 <= time.time() + PATIENCE
+
+
+async def test_requests_spread_over_the_partitions(settings: Settings) -> None:
+    with echo(settings) as worker:
+        async with ready_client(settings) as client:
+            await asyncio.gather(*(client.call(b"", [], PATIENCE) for _ in range(60)))
+    # By chance one of four partitions stays empty less than once in ten million runs.
+    assert {asked.partition for asked in worker.asked} == {0, 1, 2, 3}
+
+
+async def test_a_lone_request_does_not_wait_for_others_to_be_sent_with(settings: Settings) -> None:
+    kafka = settings.kafka.model_copy(update={"producer": {"linger.ms": 20_000}})
+    slow = changed(settings.model_copy(update={"kafka": kafka}), "facade", timeout=60)
+    with echo(settings):
+        async with ready_client(slow) as client:
+            assert (await client.call(b"alone", [], 15)).body == b"alone"
+
+
+async def test_two_processes_on_one_partition_skip_each_others_replies(settings: Settings) -> None:
+    def to_all_partitions(asked: Asked) -> list[Sent]:
+        usual = reply(asked)
+        return [Sent(usual.topic, number, usual.headers, usual.body) for number in range(4)]
+
+    with echo(settings, to_all_partitions):
+        async with ready_client(settings) as one, ready_client(settings) as other:
+            await one.call(b"for one", [], PATIENCE)
+            await until(lambda: counts(other).get("foreign") == 1)
+            assert (await other.call(b"for the other", [], PATIENCE)).body == b"for the other"
+            assert "orphan" not in counts(other)
+
+
+async def test_the_model_is_that_of_the_last_answer(settings: Settings) -> None:
+    names = iter([b"first; version=1", b"second; version=2"])
+    with echo(settings, lambda asked: [reply(asked, model=next(names))]):
+        async with ready_client(settings) as client:
+            assert client.model is None
+            await client.call(b"", [], PATIENCE)
+            assert client.model == "first; version=1"
+            await client.call(b"", [], PATIENCE)
+            assert client.model == "second; version=2"
+
+
+# ---- replies that answer nobody ---------------------------------------------------------------
+
+
+async def test_a_late_reply_is_dropped_and_counted(settings: Settings) -> None:
+    with echo(settings, lambda _asked: []) as worker:
+        async with ready_client(settings) as client:
+            with pytest.raises(ReplyTimeout, match="unknown") as caught:
+                await client.call(b"slow", [], 0.05)
+            await until(lambda: worker.asked)
+            assert caught.value.correlation_id == worker.asked[0].headers["correlation-id"]
+            worker.send([reply(worker.asked[0])])
+            await until(lambda: "late" in counts(client))
+            assert counts(client) == {"requests": 1, "timeouts": 1, "late": 1}
+            assert client.snapshot()["pending"] == 0
+            assert client.model is None
+
+
+async def test_the_first_of_two_replies_wins(settings: Settings) -> None:
+    def twice(asked: Asked) -> list[Sent]:
+        return [reply(asked), reply(asked, status=b"model-error", model=b"another")]
+
+    with echo(settings, twice):
+        async with ready_client(settings) as client:
+            assert (await client.call(b"", [], PATIENCE)).status == "ok"
+            await until(lambda: "duplicate" in counts(client))
+            assert counts(client) == {"requests": 1, "replies": 1, "duplicate": 1}
+            assert client.model == "echo; version=1"
+
+
+async def test_spoofed_and_nameless_replies_reach_nobody(settings: Settings) -> None:
+    def spoofed(asked: Asked) -> list[Sent]:
+        instance = asked.headers["correlation-id"].partition(b".")[0]
+        guess = reply(asked, correlation_id=instance + b"." + b"0" * 32, model=b"forged")
+        stranger = reply(asked, correlation_id=b"someone-else." + b"0" * 32)
+        nameless = Sent(guess.topic, guess.partition, [], b"no headers at all")
+        return [guess, stranger, nameless, reply(asked)]
+
+    with echo(settings, spoofed):
+        async with ready_client(settings) as client:
+            assert (await client.call(b"true", [], PATIENCE)).body == b"true"
+            assert counts(client) == {"requests": 1, "replies": 1, "orphan": 1, "foreign": 2}
+            assert client.model == "echo; version=1"
+
+
+class UnreadableMessage:
+    """A record with a header name that is not UTF-8, which crashes the client if asked twice."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def error(self) -> None:
+        return None
+
+    def offset(self) -> int:
+        return 41
+
+    def headers(self) -> None:
+        self.calls += 1
+        raise SystemError("returned a result with an exception set")
+
+
+def test_a_header_that_cannot_be_read_is_skipped_and_never_asked_for_again() -> None:
+    arrived: list[tuple[list[tuple[bytes, Reply]], int, int]] = []
+    replies = _Replies(
+        Settings(), b"me.", lambda _: None, lambda *got: arrived.append(got), lambda: None
+    )
+    message: Any = UnreadableMessage()
+    replies._take([message])
+    assert arrived == [([], 0, 1)]
+    assert message.calls == 1
+    assert replies.next_offset == 42
+
+
+class Marks:
+    """A consumer that knows only where the log begins and ends, and what it is assigned."""
+
+    def __init__(self) -> None:
+        self.low_and_high = (0, 0)
+        self.assigned: list[tuple[str, int, int]] = []
+
+    def get_watermark_offsets(
+        self, place: TopicPartition, timeout: float, cached: bool
+    ) -> tuple[int, int]:
+        assert not cached
+        return self.low_and_high
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self.assigned += [(place.topic, place.partition, place.offset) for place in places]
+
+
+@pytest.mark.parametrize(
+    ("next_offset", "low_and_high", "assigned", "lost"),
+    [
+        (None, (0, 0), 0, 0),
+        (None, (3, 7), 7, 0),  # a number, as "the end" may be found only after the first reply
+        (5, (3, 9), 5, 0),  # after a break: what came meanwhile is read
+        (9, (3, 9), 9, 0),
+        (3, (3, 9), 3, 0),
+        (2, (3, 9), 9, 1),  # deleted before it was read
+        (10, (3, 9), 9, 1),  # another log under the same name
+    ],
+)
+def test_replies_are_read_from_where_none_is_missed(
+    next_offset: int | None, low_and_high: tuple[int, int], assigned: int, lost: int
+) -> None:
+    losses: list[None] = []
+    replies = _Replies(
+        Settings(), b"me.", lambda _: None, lambda *_: None, lambda: losses.append(None)
+    )
+    marks = Marks()
+    marks.low_and_high = low_and_high
+    replies._consumer.close()
+    replies._consumer = marks  # type: ignore[assignment]  # as much of one as is asked
+    replies._choose(4)
+    replies.next_offset = next_offset
+    replies._assign()
+    assert marks.assigned == [("score-replies", replies.partition, assigned)]
+    assert replies.next_offset == assigned
+    assert len(losses) == lost
+
+
+def test_each_process_has_a_partition_that_exists() -> None:
+    chosen = set()
+    for number in range(100):
+        replies = _Replies(
+            Settings(), f"{number}.".encode(), lambda _: None, lambda *_: None, lambda: None
+        )
+        replies._choose(4)
+        chosen.add(replies.partition)
+        replies._consumer.close()
+    assert chosen == {0, 1, 2, 3}
+
+
+# ---- no answer --------------------------------------------------------------------------------
+
+
+async def test_a_caller_that_goes_away_leaves_nothing_behind(settings: Settings) -> None:
+    with echo(settings, lambda _asked: []) as worker:
+        async with ready_client(settings) as client:
+            call = asyncio.create_task(client.call(b"", [], PATIENCE))
+            await until(lambda: worker.asked)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert client.snapshot()["pending"] == 0
+            worker.send([reply(worker.asked[0])])
+            await until(lambda: "late" in counts(client))
+
+
+async def test_above_the_bound_nothing_is_sent(settings: Settings) -> None:
+    with echo(settings, lambda _asked: []) as worker:
+        async with ready_client(changed(settings, "facade", max_pending=2)) as client:
+            waiting = [asyncio.create_task(client.call(b"", [], PATIENCE)) for _ in range(2)]
+            await until(lambda: client.snapshot()["pending"] == 2)
+            with pytest.raises(Overloaded):
+                await client.call(b"", [], PATIENCE)
+            await until(lambda: len(worker.asked) == 2)
+            worker.send([reply(asked) for asked in worker.asked])
+            await asyncio.gather(*waiting)
+            assert counts(client) == {"requests": 2, "replies": 2}
+
+
+async def test_a_full_queue_is_an_overload(settings: Settings) -> None:
+    small = settings.model_copy(
+        update={
+            "kafka": settings.kafka.model_copy(
+                update={"producer": {"queue.buffering.max.kbytes": 1}}
+            )
+        }
+    )
+    async with ready_client(small) as client:
+        with pytest.raises(Overloaded, match="queue"):
+            await client.call(b"x" * 2000, [], PATIENCE)
+        assert client.snapshot()["pending"] == 0
+
+
+async def test_a_payload_over_the_clients_limit_is_told_apart(settings: Settings) -> None:
+    async with ready_client(settings) as client:
+        with pytest.raises(RequestTooLarge):
+            await client.call(b"x" * 2_000_000, [], PATIENCE)
+        assert client.snapshot()["pending"] == 0
+
+
+async def test_a_request_that_cannot_be_delivered_is_told_with_its_reason() -> None:
+    (port,) = free_ports(1)
+    nowhere = Settings.model_validate(
+        {"kafka": {"bootstrap.servers": f"127.0.0.1:{port}"}, "facade": {"timeout": 0.2}}
+    )
+    failed: list[tuple[bytes, KafkaError]] = []
+    doubts: list[None] = []
+    requests = _Requests(nowhere, lambda *got: failed.append(got), lambda: doubts.append(None))
+    requests.start()
+    requests.send(b"me.1", b"payload", [], at_once=True)
+    await until(lambda: failed)
+    requests.stop()
+    requests.thread.join(PATIENCE)
+    ((correlation_id, error),) = failed
+    assert (correlation_id, error.name()) == (b"me.1", "_MSG_TIMED_OUT")
+    assert doubts
+    assert not requests.thread.is_alive()
+
+
+async def test_without_a_broker_it_is_not_ready_and_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
+    client = RequestReplyClient(Settings.model_validate({"kafka": {"bootstrap.servers": address}}))
+    client.start()
+    try:
+        await until(lambda: client.snapshot()["trouble"])
+        assert not client.ready
+        assert client.alive
+        assert address in str(client.snapshot()["trouble"])
+        with pytest.raises(NotReady):
+            await client.call(b"", [], PATIENCE)
+        assert counts(client) == {}
+    finally:
+        await client.close()
+    told = [record for record in caplog.records if record.name == "http_facade.client"]
+    assert [address in record.getMessage() for record in told] == [True]
+
+
+async def test_closing_fails_what_still_waits(settings: Settings) -> None:
+    with echo(settings, lambda _asked: []) as worker:
+        async with ready_client(settings) as client:
+            call = asyncio.create_task(client.call(b"", [], PATIENCE))
+            await until(lambda: worker.asked)
+            await client.close()
+            with pytest.raises(NotReady, match="stopping"):
+                await call
+            assert not client.alive
+            assert not client.ready
+            with pytest.raises(NotReady):
+                await client.call(b"", [], PATIENCE)
+
+
+async def test_it_refuses_to_work_in_a_forked_child(settings: Settings) -> None:
+    async with ready_client(settings) as client:
+        client._pid = 1  # what a child would see: the number of another process
+        with pytest.raises(RuntimeError, match="fork"):
+            await client.call(b"", [], PATIENCE)
+
+
+# ---- settings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", ["kafka", "consumer", "producer"])
+def test_properties_that_librdkafka_refuses_are_told_at_once(section: str) -> None:
+    wrong = {"no.such.property": "1"}
+    kafka = wrong if section == "kafka" else {section: wrong}
+    with pytest.raises(ConfigError, match=r"no\.such\.property.* @ kafka"):
+        check_properties(Settings.model_validate({"kafka": kafka}))
+
+
+async def test_a_client_with_such_a_property_does_not_start() -> None:
+    settings = Settings.model_validate({"kafka": {"no.such.property": "1"}})
+    client = RequestReplyClient(settings)
+    with pytest.raises(ConfigError):
+        client.start()
+
+
+def test_good_properties_pass() -> None:
+    check_properties(Settings.model_validate({"kafka": {"client.id": "facade"}}))
