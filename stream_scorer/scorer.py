@@ -69,6 +69,7 @@ class Scorer:
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer
+        self._blamed: BaseException | None = None
         self._plugin = plugin
         self._model = model
         self._payload_bytes = payload_bytes
@@ -143,6 +144,7 @@ class Scorer:
                 answer = self._encode(item, prediction)
             answer.timing = item.timing
             answers.append(answer)
+        self._blamed = None  # its traceback holds the batch
         return answers
 
     def _predict(self, instances: Sequence[Any]) -> list[Any]:
@@ -188,7 +190,10 @@ class Scorer:
     def _blame(self, request: Request, error: BaseException) -> Answer:
         if isinstance(error, InvalidPayload):
             return problem(request, Status.INVALID_PAYLOAD, _text(error), _failure(error))
-        _log.error("request %s: predict raised", request.id, exc_info=error)
+        # Of a broken model every request of the batch has the same error: its trace once.
+        trace = None if error is self._blamed else error
+        self._blamed = error
+        _log.error("request %s: predict raised", request.id, exc_info=trace)
         detail = f"the model cannot score this payload ({type(error).__name__})"
         return problem(request, Status.MODEL_ERROR, detail, _failure(error))
 
