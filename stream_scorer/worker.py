@@ -34,6 +34,10 @@ PATIENCE: Final = 0.2
 """Seconds a turn may be scored before the owner begins to poll beside it."""
 
 
+FIRST_TURN: Final = 64
+"""The most requests in the first turn, before it is known how large answers are."""
+
+
 class Scores(Protocol):
     """What the worker needs of a scorer."""
 
@@ -107,6 +111,7 @@ class Worker:
         self._counted = Counts()
         self._drain_until: float | None = None
         self._last_turn_ms = 0.0
+        self._most = FIRST_TURN
         self._consumer = RequestConsumer(
             settings,
             AssignmentListener(assigned=self._assigned, revoked=self._revoked, lost=self._lost),
@@ -162,7 +167,7 @@ class Worker:
 
     def step(self) -> None:
         """One turn of the loop."""
-        turn = self._consumer.take(POLL_TIMEOUT)
+        turn = self._consumer.take(POLL_TIMEOUT, self._most)
         if turn.requests:
             failpoint("after_poll")
             self._take_turn(turn)
@@ -177,10 +182,18 @@ class Worker:
         self._delivery.deliver(turn, answers)
         ended = monotonic()
         self._last_turn_ms = (ended - began) * 1000
+        self._most = self._next_turn(answers)
         self._metrics.turn.observe(len(answers))
         self._metrics.stage("queue", max(answer.timing.queue for answer in answers) / 1000)
         self._metrics.stage("publish", ended - scored)
         self._metrics.answered(answers)
+
+    def _next_turn(self, answers: Sequence[Answer]) -> int:
+        # Answers are in hand all at once, like requests: they have the same bound in bytes, which
+        # can only be kept by what the last ones took.
+        worker = self._settings.worker
+        average = sum(len(answer.body) for answer in answers) // len(answers) + 1
+        return max(1, min(worker.max_turn, worker.max_turn_bytes // average, 2 * self._most))
 
     def _answer(self, requests: Sequence[Request]) -> list[Answer]:
         now = time() * 1000

@@ -29,6 +29,8 @@ class Plugin(plugins.Plugin["keras.Model", Picture, Probabilities]):
         """Load the Keras model; TensorFlow is imported here, which takes seconds."""
         # One thread a worker: more workers use more cores, and do not fight over them.
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+        # TensorFlow greets with a page of lines otherwise; errors are still told.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import mlflow.keras
 
         model = mlflow.keras.load_model(model_uri)

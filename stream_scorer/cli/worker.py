@@ -109,7 +109,9 @@ def _work(settings: Settings, supervised: bool) -> None:
 
 
 def _stop_on_end_of_input(worker: Worker) -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: its lock, held by a thread that waits, aborts the interpreter's exit.
+    while os.read(0, 1024):
+        pass
     _log.warning("the supervisor is gone")
     worker.stop()
 

@@ -118,15 +118,16 @@ class RequestConsumer:
             on_lost=self._on_lost,
         )
 
-    def take(self, timeout: float) -> Turn:
+    def take(self, timeout: float, most: int | None = None) -> Turn:
         """Wait for a first request, then take what else is there, without waiting for more.
 
         Args:
             timeout: seconds to wait for the first.
+            most: the most requests to take, ``worker.max_turn`` where not given.
 
         Returns:
-            The requests, none where none came; at most ``worker.max_turn``, and about
-            ``worker.max_turn_bytes``: no more than a chunk or the fetch queue over it.
+            The requests, none where none came; about ``worker.max_turn_bytes`` at the most: no
+            more than a chunk or the fetch queue over it.
 
         Raises:
             ConsumerFailed: the client reported an error it cannot recover from.
@@ -144,7 +145,7 @@ class RequestConsumer:
                 if (request := self._read(message)) is not None:
                     requests.append(request)
                     size += len(request.payload or b"")
-            room = worker.max_turn - len(requests)
+            room = (most or worker.max_turn) - len(requests)
             if room <= 0 or size >= worker.max_turn_bytes:
                 break
             epochs = dict(self._epochs)

@@ -123,6 +123,8 @@ class ExactlyOnce:
                 self._transact(part)
             except _Refused:
                 self.counts.aborts += 1
+                # Sequence numbers that the broker refused are missed in the next transaction.
+                self._renew()
                 if len(part) > 1:
                     middle = len(part) // 2
                     parts[:0] = [part[:middle], part[middle:]]
@@ -187,6 +189,8 @@ class ExactlyOnce:
                     if not mend():
                         raise
             raise _Refused from None
+        # Troubles of the commit itself are told here at the earliest.
+        self._producer.poll(0)
         if self._suspect or monotonic() - began > 0.9 * REQUEST_TIMEOUT:
             self._renew()
 
