@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help run test check lint format lock e2e clean
+.PHONY: help run sample test check lint format lock e2e soak clean
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -17,10 +17,12 @@ TYPED := stream_scorer http_facade samples tests
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(VENV)/.samples ## Score over HTTP on an embedded broker; SAMPLE=keras_mnist and =sklearn_wine/onnx too
+run: sample $(VENV)/.samples ## Score over HTTP on an embedded broker; SAMPLE=keras_mnist and =sklearn_wine/onnx too
+	@exec $(BIN)/stream-scorer dev --conf samples/$(SAMPLE)/conf.yaml
+
+sample:
 	@test -f samples/$(SAMPLE)/conf.yaml || { echo "no sample '$(SAMPLE)'; there are:" \
 	  "$(patsubst samples/%/conf.yaml,%,$(wildcard samples/*/conf.yaml samples/*/*/conf.yaml))" >&2; exit 2; }
-	@exec $(BIN)/stream-scorer dev --conf samples/$(SAMPLE)/conf.yaml
 
 test: lint ## Format, lint, types and all tests, on a real Kafka where one can be had
 	$(BIN)/pytest
@@ -40,6 +42,9 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 
 e2e: $(VENV)/.dev ## Score through docker compose
 	$(BIN)/pytest -m e2e tests/e2e
+
+soak: $(VENV)/.dev ## Kill workers and the broker for half an hour, and write docs/soak.md
+	$(BIN)/python -m tests.faults.soak docs/soak.md
 
 # The oldest Python decides, since newer ones take what it takes. Both builds of TensorFlow are
 # asked for, so that the pins serve the platforms that take the other one.

@@ -418,6 +418,8 @@ def _messages(error: ValidationError) -> Iterator[str]:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key"
+        elif item["type"] == "tuple_type":
+            message = "must be a list"
         yield f"{message} @ {path}" if path else message
 
 

@@ -171,6 +171,9 @@ class Worker:
         if turn.requests:
             failpoint("after_poll")
             self._take_turn(turn)
+        else:
+            # With nothing waiting, how long the last turn took says nothing about the next.
+            self._last_turn_ms = 0.0
         self._delivery.serve()
         self._observe(0)
 
@@ -215,7 +218,7 @@ class Worker:
         if (fault := request.fault or refusal) is not None:
             return problem(request, Status.INVALID_REQUEST, fault)
         if request.deadline is not None and request.deadline - now < self._last_turn_ms:
-            return problem(request, Status.EXPIRED, "the deadline passed before it was scored")
+            return problem(request, Status.EXPIRED, "too little time was left to score it")
         return None
 
     def _score(self, requests: Sequence[Request]) -> list[Answer]:
@@ -275,4 +278,4 @@ class Worker:
         failpoint("before_close")
         self._consumer.close()
         if left := self._delivery.abandon():
-            _log.error("%d answers were not delivered; their requests will be read again", left)
+            _log.error("%d records were not delivered; their requests will be read again", left)

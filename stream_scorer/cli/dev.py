@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from stream_scorer.cli.options import conf_option, read_settings
+from stream_scorer.errors import OperationError
 
 if TYPE_CHECKING:
     from stream_scorer.config import Settings
@@ -41,6 +43,7 @@ def command(conf: Path | None) -> None:
 
     if settings.worker.delivery == "exactly_once":
         raise ConfigError("the embedded broker keeps no transactions @ worker.delivery")
+    _check_port(settings)
     broker = EmbeddedBroker()
     topics = settings.topics
     broker.create_topics([topics.requests, topics.results, topics.replies, topics.dead_letters])
@@ -56,11 +59,23 @@ def command(conf: Path | None) -> None:
         arguments = ["--conf", str(conf)] if conf is not None else []
         stopping = _stop_on_signals()
         with (
-            _child("worker", arguments, environment) as worker,
+            _child("worker", [*arguments, "--supervised"], environment) as worker,
             _child("facade", arguments, environment) as facade,
         ):
             code = _watch({"worker": worker, "facade": facade}, settings, conf, stopping)
     sys.exit(code)
+
+
+def _check_port(settings: Settings) -> None:
+    # Somebody else's server there would answer in the facade's place.
+    host = settings.host or None
+    try:
+        place = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(place[0], place[1]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place[4])
+    except OSError as error:
+        raise OperationError(f"{settings.host}:{settings.port}: {error.strerror}") from None
 
 
 def _environment(bootstrap: str, ready_file: Path) -> dict[str, str]:
@@ -82,6 +97,7 @@ def _stop_on_signals() -> list[int]:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)  # the terminal was closed
     return received
 
 
@@ -92,6 +108,8 @@ def _child(
     process = subprocess.Popen(
         [sys.executable, "-m", "stream_scorer", name, *arguments],
         env=environment,
+        # It ends with this process, also if that is killed: a worker sees that.
+        stdin=subprocess.PIPE,
         # Ctrl-C reaches this process alone, which then stops them in order.
         start_new_session=True,
     )
@@ -104,6 +122,8 @@ def _child(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _watch(

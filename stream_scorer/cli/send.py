@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,12 @@ def command(
     from stream_scorer.kafka.sending import Outgoing, RequestSender
 
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise click.BadParameter(f"{out}: {error.strerror}", param_hint="--out") from None
+    if not content_type.isascii():
+        raise click.BadParameter("not a media type", param_hint="--content-type")
     total = len(files) * count
 
     def outgoing() -> Iterator[Outgoing]:
@@ -63,7 +69,7 @@ def command(
         for number, payload in enumerate(
             itertools.chain.from_iterable(itertools.repeat(payloads, count))
         ):
-            yield Outgoing(number, payload, content_type, key.encode() if key else None)
+            yield Outgoing(number, payload, content_type, os.fsencode(key) if key else None)
 
     endings: Counter[str] = Counter()
     sender = RequestSender(settings)

@@ -96,9 +96,6 @@ class RequestConsumer:
         }
         if str(properties.get("group.protocol", "classic")).lower() == "classic":
             properties["partition.assignment.strategy"] = "cooperative-sticky"
-            # A dead member's partitions are another's after this, instead of after 45 s.
-            properties.setdefault("session.timeout.ms", 10_000)
-            properties.setdefault("heartbeat.interval.ms", 2_000)
         if settings.worker.delivery == "exactly_once":
             # A successor of the same name has the partitions at once; and the coordinator checks
             # the generation of offsets in a transaction only where there is such a name.

@@ -130,6 +130,7 @@ class ExactlyOnce:
                     parts[:0] = [part[:middle], part[middle:]]
                 else:
                     parts.insert(0, part)
+                continue
             except KafkaException as error:
                 self.counts.aborts += 1
                 self._recover(error.args[0])
@@ -168,22 +169,17 @@ class ExactlyOnce:
         self._refused = []
         self._producer.begin_transaction()
         failpoint("after_begin")
-        next_offsets: dict[int, int] = {}
-        for number, output in enumerate(part):
-            if number == len(part) // 2:
-                failpoint("mid_produce")
-            self._send_answer(output)
-            self._send_letter(output)
-            next_offsets[output.request.partition] = output.request.offset + 1
-        failpoint("after_produce")
         try:
-            self._until_done(lambda: self._send_offsets(next_offsets))
-            failpoint("after_send_offsets")
+            self._fill(part)
             self._until_done(self._producer.commit_transaction)
         except KafkaException as error:
-            if not self._refused or not error.args[0].txn_requires_abort():
+            if error.args[0].fatal():
                 raise
+            # A refusal is reported by the abort at the latest: until then all that may be seen
+            # of it is that nothing can be produced any more.
             self._until_done(self._producer.abort_transaction)
+            if not self._refused:
+                raise
             if len(part) == 1:
                 for mend in self._refused:
                     if not mend():
@@ -193,6 +189,18 @@ class ExactlyOnce:
         self._producer.poll(0)
         if self._suspect or monotonic() - began > 0.9 * REQUEST_TIMEOUT:
             self._renew()
+
+    def _fill(self, part: Sequence[Output]) -> None:
+        next_offsets: dict[int, int] = {}
+        for number, output in enumerate(part):
+            if number == len(part) // 2:
+                failpoint("mid_produce")
+            self._send_answer(output)
+            self._send_letter(output)
+            next_offsets[output.request.partition] = output.request.offset + 1
+        failpoint("after_produce")
+        self._until_done(lambda: self._send_offsets(next_offsets))
+        failpoint("after_send_offsets")
 
     def _send_offsets(self, next_offsets: dict[int, int]) -> None:
         topic = self._settings.topics.requests

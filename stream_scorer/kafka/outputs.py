@@ -19,7 +19,9 @@ Headers = list[tuple[str, str | bytes | None]]
 MAX_ECHO_BYTES: Final = 4096
 """The largest key and correlation id that come back on an answer which had to be cut down."""
 
-_TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE})
+TOO_LARGE: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE})
+"""Errors that are about a size: a record's, or that of the batch it was sent in."""
+
 _NO_SUCH_ADDRESS: Final = frozenset(
     {
         KafkaError._UNKNOWN_PARTITION,
@@ -30,7 +32,7 @@ _NO_SUCH_ADDRESS: Final = frozenset(
     }
 )
 
-REFUSALS: Final = _TOO_LARGE | _NO_SUCH_ADDRESS
+REFUSALS: Final = TOO_LARGE | _NO_SUCH_ADDRESS
 """Errors that are about the record, not about the broker."""
 
 
@@ -84,11 +86,11 @@ class Output:
         if answer is None:
             return False
         request = answer.request
-        if error.code() in _TOO_LARGE and self.cut_down:
+        if error.code() in TOO_LARGE and self.cut_down:
             _log.error("request %s: no answer is small enough for its topic", request.id)
             self.answer = None
             return True
-        if error.code() in _TOO_LARGE:
+        if error.code() in TOO_LARGE:
             # What comes back from the request goes too: it may be what is too large.
             request = replace(
                 request,
@@ -105,14 +107,14 @@ class Output:
         else:
             return False
         _log.warning("request %s: %s (%s)", request.id, detail, error.str())
-        self.answer = problem(request, status, detail)
+        self.answer = replace(problem(request, status, detail), timing=answer.timing)
         if self.letter is None:
             self.letter = replace(self.answer, request=self.request)
         return True
 
     def letter_refused(self, error: KafkaError) -> bool:
         """Leave the trace out, where that can help: the record is not to be lost for it."""
-        if error.code() not in _TOO_LARGE:
+        if error.code() not in TOO_LARGE:
             return False
         if self.trace:
             self.trace = False

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
 from stream_scorer.kafka.clients import BrokerTrouble, producer_properties, wrong_property
-from stream_scorer.kafka.outputs import Output, Record
+from stream_scorer.kafka.outputs import TOO_LARGE, Output, Record
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer
 
 _FULL_QUEUE_WAIT: Final = 0.1
+
+_ALONE_WAIT: Final = 1.0
+"""Seconds to wait for an empty queue, before and after a record that is sent alone."""
 
 Report = Callable[[KafkaError | None, Message | None], None]
 
@@ -30,6 +34,10 @@ class _Pending:
 
     output: Output
     owed: int
+
+
+class _Send(Protocol):
+    def __call__(self, pending: _Pending, *, alone: bool) -> None: ...
 
 
 class AnswerProducer:
@@ -66,6 +74,8 @@ class AnswerProducer:
         self._delivered = delivered
         self._queue_full = queue_full
         self._again: list[Callable[[], None]] = []
+        self._alone: deque[Callable[[], None]] = deque()
+        self._retrying = False
         self._failure: KafkaError | None = None
         properties = producer_properties(settings, largest_request)
         try:
@@ -119,17 +129,30 @@ class AnswerProducer:
             raise DeliveryFailed(f"an answer could not be delivered: {self._failure.str()}")
 
     def _retry(self) -> None:
-        while self._again:
-            retries, self._again = self._again, []
-            for retry in retries:
-                retry()
+        # Not within itself: a full queue is waited for by what serves reports too.
+        if self._retrying:
+            return
+        self._retrying = True
+        try:
+            while self._again:
+                retries, self._again = self._again, []
+                for retry in retries:
+                    retry()
+            while self._alone and self._producer.flush(_ALONE_WAIT) == 0:
+                self._alone.popleft()()
+                self._producer.flush(_ALONE_WAIT)
+        finally:
+            self._retrying = False
 
-    def _send_answer(self, pending: _Pending) -> None:
+    def _send_answer(self, pending: _Pending, *, alone: bool = False) -> None:
         output = pending.output
 
-        def report(error: KafkaError | None, _: Message | None) -> None:
+        def report(error: KafkaError | None, message: Message | None) -> None:
             if error is None:
                 self._finish(pending)
+                return
+            if message is not None and not alone and error.code() in TOO_LARGE:
+                self._send_alone(pending, self._send_answer)
                 return
             had_letter = output.letter is not None
             if not output.answer_refused(error):
@@ -144,12 +167,14 @@ class AnswerProducer:
         if (record := output.answer_record(self._routes, self._model)) is not None:
             self._produce(pending, record, report)
 
-    def _send_letter(self, pending: _Pending) -> None:
+    def _send_letter(self, pending: _Pending, *, alone: bool = False) -> None:
         output = pending.output
 
-        def report(error: KafkaError | None, _: Message | None) -> None:
+        def report(error: KafkaError | None, message: Message | None) -> None:
             if error is None:
                 self._finish(pending)
+            elif message is not None and not alone and error.code() in TOO_LARGE:
+                self._send_alone(pending, self._send_letter)
             elif output.letter_refused(error):
                 self._again.append(lambda: self._send_letter(pending))
                 self._again.append(lambda: self._finish(pending))
@@ -158,6 +183,15 @@ class AnswerProducer:
 
         if (record := output.letter_record(self._routes, self._dead_letters)) is not None:
             self._produce(pending, record, report)
+
+    def _send_alone(self, pending: _Pending, send: _Send) -> None:
+        """Have a record sent again by itself: the broker refuses whole batches for their size."""
+
+        def again() -> None:
+            send(pending, alone=True)
+            self._finish(pending)
+
+        self._alone.append(again)
 
     def _finish(self, pending: _Pending) -> None:
         pending.owed -= 1

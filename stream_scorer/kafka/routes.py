@@ -6,10 +6,15 @@ import time
 from typing import Final, NamedTuple, Protocol
 
 from stream_scorer import config
+from stream_scorer.kafka.topics import TopicError
 from stream_scorer.protocol import Request
 
 LOOK_AGAIN_AFTER: Final = 5.0
 """Seconds until a topic or partition that was not there is asked for again."""
+
+
+REMEMBERED: Final = 1000
+"""Topics that were asked for and not there: callers choose the names, so they are bounded."""
 
 
 class Address(NamedTuple):
@@ -76,5 +81,13 @@ class Routes:
         now = time.monotonic()
         if now < self._look_again.get(topic, now):
             return count
+        if len(self._look_again) >= REMEMBERED:
+            self._look_again.clear()
         self._look_again[topic] = now + LOOK_AGAIN_AFTER
-        return self._counts.look_up(topic)
+        try:
+            return self._counts.look_up(topic)
+        except TopicError:
+            # The broker does not answer just now: what was known is better than to give up.
+            if count == 0:
+                raise
+            return count

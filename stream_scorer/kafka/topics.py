@@ -138,7 +138,10 @@ class Topics:
             raise TopicError(f"topic {topic}: {error.args[0].str()}") from None
         found = metadata.topics.get(topic)
         count = 0 if found is None or found.error is not None else len(found.partitions)
-        self._partitions[topic] = count
+        if count:
+            self._partitions[topic] = count
+        else:
+            self._partitions.pop(topic, None)
         return count
 
     def partitions(self, topic: str) -> int:

@@ -40,7 +40,9 @@ def load_plugin(name: str, locate: Callable[[str], Path] = Path) -> AnyPlugin:
     if place.endswith(".py") or "/" in place:
         path = locate(place)
         if not path.is_file():
-            raise PluginError(f"plugin {place}: no such file")
+            raise PluginError(
+                f"plugin {place}: no such file, from {Path.cwd()} or from the conf's folder"
+            )
         module = _run(place, path, lambda: _import_file(path))
     else:
         module = _run(place, None, lambda: importlib.import_module(place))

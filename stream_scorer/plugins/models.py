@@ -30,6 +30,8 @@ REGISTRY_RETRIES: Final = {
 }
 """How long MLflow tries a registry that does not answer: about 15 s in all, unless set already."""
 
+_REGISTRY_VARIABLES: Final = frozenset({"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"})
+
 PICKLE_SWITCH: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 TRUSTED_TYPES: Final = frozenset(
@@ -175,6 +177,8 @@ def _download(uri: str) -> Path:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         # The registry's address may hold a password.
         told = re.sub(r"://[^/@\s]*@", "://", reason[0])
+        if not _REGISTRY_VARIABLES & os.environ.keys():
+            told += " (no registry is named: set MLFLOW_TRACKING_URI to its address)"
         raise ModelError(f"model_uri {uri}: {told}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,29 @@ def test_dev_ends_with_what_ended_its_worker(tmp_path: Path) -> None:
     with process(tmp_path / "log", "dev", "--conf", str(conf), environment=environment) as dev:
         assert dev.wait() == 2
         assert "plugin no/such/plugin.py: no such file" in dev.text
+
+
+def test_dev_does_not_start_beside_another_server_on_its_port(tmp_path: Path) -> None:
+    conf = numbers_conf(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        environment = {"SCORER_PORT": port, "SCORER_HOST": "127.0.0.1"}
+        with process(tmp_path / "log", "dev", "--conf", str(conf), environment=environment) as dev:
+            assert dev.wait() == 1
+    assert f"127.0.0.1:{port}: Address already in use" in dev.text
+    assert "Ready" not in dev.text
+
+
+def test_dev_stops_when_its_terminal_is_closed(tmp_path: Path) -> None:
+    conf = numbers_conf(tmp_path)
+    environment = {"SCORER_PORT": str(free_ports(1)[0])}
+    with process(tmp_path / "log", "dev", "--conf", str(conf), environment=environment) as dev:
+        dev.wait_for("its children", lambda: len(_children(dev.popen.pid)) == 2)
+        children = _children(dev.popen.pid)
+        assert dev.stop(signal.SIGHUP) == 0, dev.text
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 def test_dev_refuses_exactly_once(tmp_path: Path) -> None:

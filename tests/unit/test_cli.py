@@ -299,6 +299,16 @@ def test_a_wrong_property_is_2_at_once_not_after_the_broker(
     assert "@ kafka" in shell.refusal("worker")
 
 
+def test_an_interval_between_polls_of_half_a_minute_is_taken(
+    shell: Shell, closed_port: int
+) -> None:
+    """The client wants it above the session's timeout, which is not left at its 45 s."""
+    properties = {"bootstrap.servers": f"127.0.0.1:{closed_port}"}
+    shell.conf["kafka"] = {**properties, "consumer": {"max.poll.interval.ms": 30_000}}
+    shell.environ["SCORER_WORKER_STARTUP_TIMEOUT"] = "1"
+    assert "cannot reach Kafka" in shell.refusal("worker", code=1)
+
+
 def test_the_embedded_broker_keeps_no_transactions(shell: Shell) -> None:
     shell.environ["SCORER_WORKER_DELIVERY"] = "exactly_once"
     assert shell.refusal("dev").endswith("@ worker.delivery")

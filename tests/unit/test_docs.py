@@ -47,9 +47,10 @@ def test_the_readme_s_plugin_works(tmp_path: Path) -> None:
     file = tmp_path / "plugin.py"
     file.write_text(code, encoding="utf-8")
     plugin = load_plugin(str(file))
-    assert plugin.decode(b"[1, 2.5]", "application/json") == [1.0, 2.5]
-    with pytest.raises(InvalidPayload):
-        plugin.decode(b"{", "application/json")
+    assert plugin.decode(b"[1,2,3,4,5,6,7,8,9,10,11.5]", "application/json")[-1] == 11.5
+    for wrong in (b"{", b"[1]", b'["a"]'):
+        with pytest.raises(InvalidPayload):
+            plugin.decode(wrong, "application/json")
 
 
 def test_the_readme_names_settings_that_exist_with_their_defaults() -> None:

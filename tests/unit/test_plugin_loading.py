@@ -90,7 +90,7 @@ def test_a_plugins_classes_can_be_found_by_their_modules(tmp_path: Path) -> None
     "name", ["missing.py", "no/such/plugin.py", "no/such", "./missing.py:Plugin"]
 )
 def test_a_file_that_is_not_there_is_named(name: str) -> None:
-    assert refusal(name) == f"plugin {name.partition(':')[0]}: no such file"
+    assert refusal(name).startswith(f"plugin {name.partition(':')[0]}: no such file")
 
 
 @pytest.mark.parametrize(

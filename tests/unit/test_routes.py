@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from stream_scorer import config
-from stream_scorer.kafka.routes import LOOK_AGAIN_AFTER, Address, Routes
+from stream_scorer.kafka.routes import LOOK_AGAIN_AFTER, REMEMBERED, Address, Routes
+from stream_scorer.kafka.topics import TopicError
 from tests.fakes import FakeClock, FakeTopics, request
 
 KNOWN = {"score-results": 4, "score-replies": 3, "score-requests.dlq": 2}
@@ -114,3 +115,29 @@ def test_what_is_missing_is_asked_for_again_only_after_a_while(clock: FakeClock)
     clock.move(LOOK_AGAIN_AFTER)
     assert found.refusal(asked) is None
     assert topics.looked_up == ["team-a", "team-a"]
+
+
+def test_a_broker_that_does_not_answer_leaves_what_was_known(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request with a partition that is not there must not end the worker."""
+    topics = FakeTopics(KNOWN)
+
+    def timed_out(topic: str) -> int:
+        raise TopicError(f"topic {topic}: Timed out")
+
+    monkeypatch.setattr(topics, "look_up", timed_out)
+    found = routes(topics, "team-a")
+    asked = request(reply_topic="score-replies", reply_partition=99)
+    assert "not a partition 99" in (found.refusal(asked) or "")
+    # Of a topic that was never seen nothing is known: the broker's fault, not the request's.
+    with pytest.raises(TopicError):
+        found.refusal(request(reply_topic="team-a"))
+
+
+def test_the_topics_that_callers_make_up_are_not_all_remembered(clock: FakeClock) -> None:
+    topics = FakeTopics(KNOWN)
+    found = routes(topics, "team-*")
+    for number in range(REMEMBERED + 10):
+        found.refusal(request(reply_topic=f"team-{number}"))
+    assert len(found._look_again) <= REMEMBERED

@@ -276,6 +276,21 @@ def test_one_slow_turn_does_not_make_every_later_request_expire(
     assert [status for _, status in rig.answers()] == [b"ok", b"expired", b"ok"]
 
 
+def test_a_slow_turn_expires_nothing_once_the_worker_was_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch)
+    rig.scorer.before = lambda items: rig.clock.move(3 if items[0].offset == 1 else 0)
+    rig.start(0)
+    rig.feed((0, 1))
+    rig.worker.step()
+    rig.worker.step()  # nothing is there
+    deadline = int(rig.clock() * 1000) + 1000
+    rig.consumer.feed(message(0, 2, headers=[("deadline", b"%d" % deadline)]))
+    rig.worker.step()
+    assert [status for _, status in rig.answers()] == [b"ok", b"ok"]
+
+
 # Commits.
 
 
@@ -656,7 +671,7 @@ def test_what_was_not_delivered_is_told(
     rig.step()
     rig.worker.stop()
     rig.worker.run()
-    assert (f"{undelivered} answers were not delivered" in caplog.text) is bool(undelivered)
+    assert (f"{undelivered} records were not delivered" in caplog.text) is bool(undelivered)
 
 
 @pytest.mark.parametrize(
