@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from stream_scorer.config import Settings, load_settings
+from stream_scorer.metrics import Metrics
 from stream_scorer.plugins import InvalidPayload
 from stream_scorer.plugins.loading import load_plugin
 from stream_scorer.protocol import Status
@@ -77,3 +78,11 @@ def _setting(settings: Settings, path: str) -> object:
 
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_metric_is_told_of() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"^\| `(scorer_[a-z_]+)` \|", text, re.MULTILINE))
+    families = Metrics(0).registry.collect()
+    there = {f.name + ("_total" if f.type == "counter" else "") for f in families}
+    assert told == there
