@@ -171,13 +171,13 @@ class ExactlyOnce:
         failpoint("after_begin")
         try:
             self._fill(part)
-            self._until_done(self._producer.commit_transaction)
+            self._until_done(lambda: self._producer.commit_transaction(REQUEST_TIMEOUT))
         except KafkaException as error:
             if error.args[0].fatal():
                 raise
             # A refusal is reported by the abort at the latest: until then all that may be seen
             # of it is that nothing can be produced any more.
-            self._until_done(self._producer.abort_transaction)
+            self._until_done(lambda: self._producer.abort_transaction(REQUEST_TIMEOUT))
             if not self._refused:
                 raise
             if len(part) == 1:
@@ -210,6 +210,8 @@ class ExactlyOnce:
                 for partition, offset in next_offsets.items()
             ],
             self._consumer.group_metadata(),
+            # Without one the client can wait for ever after its broker came back from a crash.
+            REQUEST_TIMEOUT,
         )
 
     def _send_answer(self, output: Output) -> None:
@@ -255,12 +257,14 @@ class ExactlyOnce:
                 return None
 
     def _until_done(self, call: Callable[[], object]) -> None:
+        # What the broker has aborted by then is not worth any more patience.
+        deadline = monotonic() + TRANSACTION_TIMEOUT
         while True:
             try:
                 call()
             except KafkaException as error:
                 self._suspect = True
-                if not error.args[0].retriable():
+                if not error.args[0].retriable() or monotonic() >= deadline:
                     raise
                 self._waiting()
             else:
