@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from confluent_kafka import Producer
-
 from tests.kafka_server import (
     KAFKA_VERSION,
     SETTINGS,
@@ -22,6 +20,7 @@ from tests.kafka_server import (
     jars,
     java,
 )
+from tests.mock_cluster import mock_cluster
 
 _IMAGE: Final = f"apache/kafka:{KAFKA_VERSION}"
 _ANSWER_TIMEOUT: Final = 60.0
@@ -146,9 +145,6 @@ def _docker(*arguments: str, timeout: float = 30.0) -> str:
 
 @contextmanager
 def embedded() -> Iterator[str]:
-    """A mock cluster of one broker in this process: the broker of ``stream-scorer dev``."""
-    # The cluster lives inside this client, for as long as the client is referred to.
-    client = Producer({"bootstrap.servers": "", "test.mock.num.brokers": 1, "log_level": 4})
-    (broker,) = client.list_topics(timeout=_ANSWER_TIMEOUT).brokers.values()
-    yield f"{broker.host}:{broker.port}"
-    del client
+    """The kind of broker that ``stream-scorer dev`` has: librdkafka's mock cluster."""
+    with mock_cluster() as cluster:
+        yield cluster.bootstrap

@@ -21,7 +21,7 @@ from stream_scorer.kafka.producer import DeliveryFailed
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Status
 from tests.fakes import FakeTopics, request
-from tests.faults.mock_cluster import DISCONNECT, Api, MockCluster, mock_cluster
+from tests.mock_cluster import DISCONNECT, Api, MockCluster, mock_cluster
 from tests.wire import RequestProducer, Send
 
 PARTITIONS: Final = 4

@@ -48,6 +48,7 @@ def _library() -> ctypes.CDLL:
         ("rd_kafka_mock_cluster_destroy", None, [pointer]),
         ("rd_kafka_mock_cluster_bootstraps", text, [pointer]),
         ("rd_kafka_mock_topic_create", number, [pointer, text, number, number]),
+        ("rd_kafka_mock_group_initial_rebalance_delay_ms", None, [pointer, ctypes.c_int32]),
         (
             "rd_kafka_mock_push_request_errors_array",
             None,
@@ -91,6 +92,8 @@ def mock_cluster() -> Iterator[MockCluster]:
     assert owner, text.value
     cluster = library.rd_kafka_mock_cluster_new(owner, 1)
     assert cluster, "no mock cluster"
+    # Groups form at once instead of after three seconds.
+    library.rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 0)
     try:
         yield MockCluster(library, cluster)
     finally:
