@@ -17,7 +17,7 @@ from tests import raw_headers
 from tests.engine import ROOT, environment_for, numbers_conf, process, worker_process
 from tests.kafka_server import MakeTopics, free_ports
 from tests.numbers_plugin import expected
-from tests.wire import RecordReader, RequestProducer, Send
+from tests.wire import Record, RecordReader, RequestProducer, Send
 
 KINDS = ("requests", "results", "replies", "dead_letters")
 
@@ -65,21 +65,24 @@ def test_sigterm_under_load_answers_nothing_twice(
 ) -> None:
     environment = environment_for(kafka, names, worker={"group": unique_group, "max_turn": 100})
     sent: list[str] = []
+    seen: list[Record] = []
     enough = threading.Event()
 
     def load() -> None:
+        # A second's work is always waiting, whatever the machine can do.
         producer = RequestProducer(kafka, names["requests"])
-        while not enough.is_set():
-            sent.extend(producer.send(*(Send(b"1", partition=n % 4) for n in range(500))))
+        while not enough.wait(0.02):
+            if len(sent) - len(seen) < 1000:
+                slow = (Send(b"slow:0.001", partition=n % 4) for n in range(200))
+                sent.extend(producer.send(*slow))
 
     with RecordReader(kafka, names["results"]) as reader:
         loading = threading.Thread(target=load)
         loading.start()
-        seen = []
         try:
             for round_ in range(4):
                 with worker_process(tmp_path, f"worker-{round_}", environment, conf) as worker:
-                    seen += reader.read(1000)
+                    seen += reader.read(300)
                     number = signal.SIGTERM if round_ % 2 == 0 else signal.SIGINT
                     assert worker.stop(number) == 0, worker.text
         finally:
