@@ -79,6 +79,8 @@ class RequestConsumer:
         self._epochs: dict[int, int] = {}
         self._epoch = 0
         self._paused: set[int] = set()
+        # A partition that goes while it is paused is paused still when it comes back.
+        self._to_resume: set[int] = set()
         self._held: list[Message] = []
         self.lag = 0
         """Requests behind the end of our partitions, at most ``STATISTICS_EVERY`` seconds ago."""
@@ -129,9 +131,10 @@ class RequestConsumer:
         Raises:
             ConsumerFailed: the client reported an error it cannot recover from.
         """
-        if self._paused:
-            self._consumer.resume(self._places(self._paused))
-            self._paused = set()
+        if resuming := self._to_resume & self._epochs.keys():
+            self._consumer.resume(self._places(resuming))
+            self._to_resume -= resuming
+        self._paused = set()
         requests: list[Request] = []
         size = 0
         worker = self._settings.worker
@@ -174,6 +177,7 @@ class RequestConsumer:
         if running := self._epochs.keys() - self._paused:
             self._consumer.pause(self._places(running))
             self._paused |= running
+            self._to_resume |= running
         # A message can still arrive, of a partition that was assigned within this very call.
         self._held += self._poll(timeout)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as NotYet
 from time import monotonic
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from stream_scorer.background import BackgroundThread
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
 from stream_scorer.failpoints import failpoint
@@ -97,6 +99,11 @@ class ExactlyOnce:
         self.counts = Counts()
         self._trouble = BrokerTrouble()
         self._suspect = False
+        # When a broker comes back from a crash, this call may never return, whatever its timeout
+        # (librdkafka 2.16.1): then the process has to start anew, and must be able to end.
+        self._offsets: BackgroundThread[Callable[[], None], None] = BackgroundThread(
+            lambda call: call(), "offsets"
+        )
         self._refused: list[Callable[[], bool]] = []
         self._producer = self._make()
 
@@ -110,6 +117,7 @@ class ExactlyOnce:
         Raises:
             Fenced: another process has the same slot.
             ConsumerFailed: the consumer cannot go back.
+            DeliveryFailed: the client hangs.
         """
         # No poll from here to the commit: ownership is as it is now.
         parts = [
@@ -204,15 +212,17 @@ class ExactlyOnce:
 
     def _send_offsets(self, next_offsets: dict[int, int]) -> None:
         topic = self._settings.topics.requests
-        self._producer.send_offsets_to_transaction(
-            [
-                TopicPartition(topic, partition, offset)
-                for partition, offset in next_offsets.items()
-            ],
-            self._consumer.group_metadata(),
-            # Without one the client can wait for ever after its broker came back from a crash.
-            REQUEST_TIMEOUT,
+        places = [
+            TopicPartition(topic, partition, offset) for partition, offset in next_offsets.items()
+        ]
+        producer, metadata = self._producer, self._consumer.group_metadata()
+        sending = self._offsets.submit(
+            lambda: producer.send_offsets_to_transaction(places, metadata, REQUEST_TIMEOUT)
         )
+        try:
+            sending.result(TRANSACTION_TIMEOUT)
+        except NotYet:
+            raise DeliveryFailed("the client does not come back from sending offsets") from None
 
     def _send_answer(self, output: Output) -> None:
         while (record := output.answer_record(self._routes, self._model)) is not None:

@@ -38,7 +38,7 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "plugins": _BASE,
     "media_types": _BASE,
     "scorer": _BASE | {"media_types", "plugins"},
-    "kafka": _BASE | {"config"},
+    "kafka": _BASE | {"background", "config"},
     "metrics": _BASE | {"config"},
     "health": _BASE | {"config", "metrics"},
     "worker": _ENGINE,
