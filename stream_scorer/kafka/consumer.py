@@ -255,7 +255,8 @@ class RequestConsumer:
         return read_request(message, self._settings.topics.default_content_type)
 
     def _classify(self, error: KafkaError) -> None:
-        if error.fatal():
+        # A member that was fenced is told so by this code, without the flag.
+        if error.fatal() or error.code() == KafkaError._FATAL:
             raise ConsumerFailed(error.str())
         if error.code() in _NOT_OURS_TO_MEND:
             _log.error("no requests: %s", error.str())

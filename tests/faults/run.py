@@ -121,11 +121,17 @@ class Run:
         self.stream.release(min(self.stream.released + count, self.requests - self._keep))
 
     def answered(self, count: int, timeout: float = ANSWER_TIMEOUT) -> None:
-        """Wait until ``count`` requests have an answer; workers that end by themselves fail it."""
+        """Wait until ``count`` requests have an answer.
+
+        A worker that ends by itself meanwhile is started again, and counted.
+        """
+
+        def enough() -> bool:
+            self.ended_alone += self.fleet.revive()
+            return len(self.reader.numbers) >= count
+
         try:
-            self.reader.wait_for(
-                f"answer number {count}", lambda: len(self.reader.numbers) >= count, timeout
-            )
+            self.reader.wait_for(f"answer number {count}", enough, timeout)
         except AssertionError as late:
             logs = "".join(f"\n{w.name}: {w.log[-1500:]}" for w in self.fleet.slots.values())
             raise AssertionError(f"{late}{logs}") from None

@@ -298,9 +298,11 @@ def test_an_error_held_while_busy_is_not_lost(rig: Rig) -> None:
         rig.consumer.take(0.1)
 
 
-def test_a_fatal_error_ends_it(rig: Rig) -> None:
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_fatal_error_ends_it(rig: Rig, flag: bool) -> None:
+    """Also without its flag, which the client leaves out when a member was fenced."""
     rig.feed((0, 5))
-    rig.client.feed(error_message(KafkaError(KafkaError._FATAL, "fenced", fatal=True)))
+    rig.client.feed(error_message(KafkaError(KafkaError._FATAL, "fenced", fatal=flag)))
     with pytest.raises(ConsumerFailed, match="fenced"):
         rig.consumer.take(0.1)
 
