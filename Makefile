@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help run sample test check lint format lock e2e soak clean
+.PHONY: help run sample test check lint format lock e2e faults soak clean
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -42,6 +42,9 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 
 e2e: $(VENV)/.dev ## Score through docker compose
 	$(BIN)/pytest -m e2e tests/e2e
+
+faults: $(VENV)/.dev ## Kill and pause workers and brokers, some minutes, and check the checker
+	$(BIN)/pytest -m chaos tests/faults
 
 soak: $(VENV)/.dev ## Kill workers and the broker for half an hour, and write docs/soak.md
 	$(BIN)/python -m tests.faults.soak docs/soak.md

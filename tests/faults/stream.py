@@ -16,6 +16,9 @@ class Place:
     partition: int
     offset: int
 
+    def __str__(self) -> str:
+        return f"{self.partition}/{self.offset}"
+
 
 class RequestStream(threading.Thread):
     """Sends 0, 1, 2, … in turn to each partition, no further than it was told to.

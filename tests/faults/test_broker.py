@@ -14,6 +14,8 @@ from tests.kafka_server import KafkaServer
 
 DELIVERIES = ("exactly_once", "at_least_once")
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("delivery", DELIVERIES)

@@ -10,6 +10,8 @@ from tests.faults.conftest import MakeRun, Report
 from tests.faults.faults import kill_at, places_of
 from tests.faults.run import NEXT_COMMIT_LIMIT, running
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("delivery", "session"), [("exactly_once", 6.0), ("at_least_once", 2.0)])

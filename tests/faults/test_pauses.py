@@ -13,6 +13,8 @@ from tests.faults.scenarios import WIDE_TURN, gone_and_back_while_scoring
 
 DELIVERIES = ("exactly_once", "at_least_once")
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("delivery", DELIVERIES)

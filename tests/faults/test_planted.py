@@ -7,6 +7,8 @@ import pytest
 from tests.faults.conftest import MakeRun, Report
 from tests.faults.planted_cases import CASES, Case
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("case", [case for case in CASES if case.gate], ids=lambda case: case.bug)

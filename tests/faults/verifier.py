@@ -26,6 +26,7 @@ from tests.numbers_plugin import expected
 from tests.wire import Record, record_of
 
 TIMEOUT = 30.0
+EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,12 @@ def judge(verdict: Verdict, places: Mapping[int, Place], answers: Sequence[Answe
     verdict.extra = sum(count for number, count in times.items() if number not in places)
     verdict.wrong = sum(is_wrong(answer, places) for answer in answers if answer.number in places)
     verdict.out_of_order = out_of_order(answers)
+    if verdict.delivery == "exactly_once":
+        verdict.notes += [
+            "twice: " + ", ".join(f"{a.request} at {a.offset} by {a.giver}" for a in again)
+            for number in [number for number, count in times.items() if count > 1][:EXAMPLES]
+            if (again := [a for a in answers if a.number == number])
+        ]
 
 
 def is_wrong(answer: Answer, places: Mapping[int, Place]) -> bool:
