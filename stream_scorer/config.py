@@ -43,7 +43,7 @@ OWNED_PROPERTIES: Final = {
     "enable.partition.eof": "the worker has no use for it",
     "auto.offset.reset": "a new group starts at the earliest request, so that none is lost",
     "isolation.level": "it follows from worker.delivery",
-    "partition.assignment.strategy": "the worker relies on cooperative-sticky",
+    "partition.assignment.strategy": "it follows from worker.delivery",
     "allow.auto.create.topics": "set topics.create instead",
     "metadata.broker.list": "set bootstrap.servers instead",
 }

@@ -97,7 +97,13 @@ class RequestConsumer:
             "stats_cb": self._on_statistics,
         }
         if str(properties.get("group.protocol", "classic")).lower() == "classic":
-            properties["partition.assignment.strategy"] = "cooperative-sticky"
+            # Exactly once, everything is given up at a rebalance. Otherwise a static member that
+            # slept through its session may come back, with a generation that the coordinator takes,
+            # before it tells us that its partitions were another's; and one that dies between the
+            # two halves of a cooperative rebalance leaves partitions that nobody owns.
+            properties["partition.assignment.strategy"] = (
+                "roundrobin" if settings.worker.delivery == "exactly_once" else "cooperative-sticky"
+            )
         if settings.worker.delivery == "exactly_once":
             # A successor of the same name has the partitions at once; and the coordinator checks
             # the generation of offsets in a transaction only where there is such a name.

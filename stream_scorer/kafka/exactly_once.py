@@ -91,7 +91,8 @@ class ExactlyOnce:
         self._model = model.encode()
         self._waiting = waiting
         self._properties: dict[str, Any] = producer_properties(settings, largest_request) | {
-            "transactional.id": settings.member_id,
+            # One for all of the cluster: without the group, two groups would fence each other.
+            "transactional.id": f"{settings.worker.group}-{settings.member_id}",
             "transaction.timeout.ms": int(TRANSACTION_TIMEOUT * 1000),
             "socket.timeout.ms": int(REQUEST_TIMEOUT * 1000),
             "error_cb": self._on_error,

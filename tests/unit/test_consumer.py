@@ -76,6 +76,12 @@ def test_the_requests_topic_is_read_from_its_beginning_and_nothing_commits_by_it
     assert "group.instance.id" not in properties, "static members are for exactly-once only"
 
 
+def test_exactly_once_gives_everything_up_at_a_rebalance(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = Rig(monkeypatch, worker={"delivery": "exactly_once"}).client.properties
+    assert properties["partition.assignment.strategy"] == "roundrobin"
+    assert properties["group.instance.id"]
+
+
 def test_the_new_group_protocol_gets_no_strategy_of_the_old(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -182,7 +182,7 @@ def ok(*places: tuple[int, int]) -> list[tuple[bytes, bytes]]:
 def test_a_lasting_name_and_bounded_transactions(rig: Rig) -> None:
     rig.delivery()
     (producer,) = rig.producers
-    assert producer.properties["transactional.id"] == "here-2"
+    assert producer.properties["transactional.id"] == "stream-scorer-here-2"
     assert producer.properties["transaction.timeout.ms"] == 15_000
     assert producer.properties["enable.idempotence"] is True
     assert rig.calls() == ["init 0"]
