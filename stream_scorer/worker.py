@@ -60,13 +60,10 @@ class Delivery(Protocol):
         """How many requests are taken, scored and not delivered."""
 
     def revoked(self, partitions: Sequence[int], timeout: float) -> None:
-        """Partitions are about to go; may take ``timeout`` seconds."""
+        """Partitions are about to go: get what is theirs to the broker, in ``timeout`` seconds."""
 
     def lost(self, partitions: Sequence[int]) -> None:
         """Partitions are gone."""
-
-    def finish(self, timeout: float) -> None:
-        """Get everything to the broker within ``timeout`` seconds."""
 
     def abandon(self) -> int:
         """Forget what is not delivered; how many records that was."""
@@ -274,8 +271,7 @@ class Worker:
 
     def _close(self) -> None:
         self._pulse.set_ready(False)
-        self._delivery.finish(self._drain_time())
         failpoint("before_close")
-        self._consumer.close()
+        self._consumer.close(self._drain_time())
         if left := self._delivery.abandon():
             _log.error("%d records were not delivered; their requests will be read again", left)

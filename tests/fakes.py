@@ -276,9 +276,17 @@ class FakeConsumer:
         self._queue.appendleft(lambda: self.properties["on_commit"](error, offsets))
         return None
 
+    def unsubscribe(self) -> None:
+        def revoke() -> None:
+            if self.owned:
+                self.revoke_now(*sorted(self.owned))
+
+        self.subscribed = []
+        self._queue.append(revoke)
+
     def close(self) -> None:
-        if self._on_revoke is not None and self.owned:
-            self.revoke_now(*sorted(self.owned))
+        assert not self.subscribed, "close() in the middle of a rebalance may hang"
+        assert not self.owned, "closed before the revocation was told"
         self.closed = True
 
 

@@ -85,31 +85,18 @@ class AtLeastOnce:
 
     def revoked(self, partitions: Sequence[int], timeout: float) -> None:
         """Deliver and commit what is published of partitions that are about to go."""
-        self._finish(partitions, timeout)
+        # After a failure what is finished counts all the same; the loop meets it again.
+        with suppress(DeliveryFailed):
+            self._producer.flush(max(0.001, timeout))
+        if offsets := self._tracker.committable(partitions):
+            self._consumer.commit(offsets, wait=True)
+            self.counts.commits += 1
         self._tracker.forget(partitions)
 
     def lost(self, partitions: Sequence[int]) -> None:
         """Forget partitions that are another's already."""
         self._tracker.forget(partitions)
 
-    def finish(self, timeout: float) -> None:
-        """Deliver and commit everything, as far as ``timeout`` seconds allow."""
-        deadline = monotonic() + timeout
-        while not self._finish(None, deadline - monotonic()) and monotonic() < deadline:
-            # In the middle of a rebalance no commit is taken: it has to come to its end first.
-            self._consumer.keep_alive(COMMIT_INTERVAL)
-
     def abandon(self) -> int:
         """Forget what is not delivered, at the very end; how many records that was."""
         return self._producer.abandon()
-
-    def _finish(self, partitions: Sequence[int] | None, timeout: float) -> bool:
-        # After a failure what is finished counts all the same; the loop meets it again.
-        with suppress(DeliveryFailed):
-            self._producer.flush(max(0.001, timeout))
-        if offsets := self._tracker.committable(partitions):
-            self._consumer.commit_failed = False
-            self._consumer.commit(offsets, wait=True)
-            self.counts.commits += 1
-            return not self._consumer.commit_failed
-        return True

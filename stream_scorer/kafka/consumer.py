@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final
 
 import orjson
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 STATISTICS_EVERY: Final = 5.0
 
 _COMMITTED_TIMEOUT: Final = 30.0
+
+_LEAVE_POLL: Final = 0.05
 
 CHUNK: Final = 256
 """Messages asked for at once, so that a turn ends near its bound in bytes."""
@@ -239,8 +242,20 @@ class RequestConsumer:
         except KafkaException as error:
             raise ConsumerFailed(f"cannot go back: {error.args[0].str()}") from None
 
-    def close(self) -> None:
-        """Leave the group; ``revoked`` is told first."""
+    def close(self, timeout: float = 0.0) -> None:
+        """Leave the group; ``revoked`` is told first.
+
+        Args:
+            timeout: seconds that a rebalance under way has to come to its end.
+        """
+        # Not by close() alone: an assignment that comes within it makes us leave before we are
+        # told of the revocation, so that no commit is taken, and close() may never return, with
+        # the interpreter's lock in its hands (librdkafka 2.16.0, its issues 4041 and 4527).
+        self._consumer.unsubscribe()
+        deadline = monotonic() + timeout
+        self._poll(0)
+        while self._epochs and monotonic() < deadline:
+            self._poll(_LEAVE_POLL)
         self._held = []
         self._consumer.close()
 

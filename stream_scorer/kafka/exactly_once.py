@@ -165,9 +165,6 @@ class ExactlyOnce:
     def lost(self, partitions: Sequence[int]) -> None:
         """Nothing is in flight: the turn in hand will leave them out."""
 
-    def finish(self, timeout: float) -> None:
-        """Nothing is in flight."""
-
     def abandon(self) -> int:
         """Nothing is in flight."""
         return 0

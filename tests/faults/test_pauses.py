@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import re
+import subprocess
+import sys
 import time
 
 import pytest
 
+from tests.engine import ROOT
 from tests.faults.conftest import MakeRun, Report
 from tests.faults.run import running
 from tests.faults.scenarios import WIDE_TURN, gone_and_back_while_scoring
+from tests.kafka_server import MakeTopics
 
 DELIVERIES = ("exactly_once", "at_least_once")
 
@@ -80,6 +85,23 @@ def test_workers_come_and_go(make_run: MakeRun, report: Report) -> None:
     report(verdict)
     assert not run.invalid(changes)
     assert not verdict.failures
+
+
+@pytest.mark.timeout(120)
+def test_leaving_in_the_middle_of_a_rebalance(real_kafka: str, topics: MakeTopics) -> None:
+    """Nobody hangs, and everybody's last commit is taken."""
+    (topic,) = topics(6, "requests")
+    members = subprocess.run(
+        [sys.executable, "-m", "tests.faults.leaving", real_kafka, topic, "25"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    left, refused = map(int, re.findall(r"\d+", members.stdout))
+    assert left > 20
+    assert refused == 0
 
 
 @pytest.mark.timeout(240)

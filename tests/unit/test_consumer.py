@@ -14,7 +14,7 @@ from stream_scorer.kafka.consumer import (
     RequestConsumer,
     Turn,
 )
-from tests.fakes import FakeConsumer, error_message, message
+from tests.fakes import FakeClock, FakeConsumer, error_message, message
 
 
 class Rig:
@@ -365,6 +365,24 @@ def test_closing_tells_of_what_was_ours_and_leaves(rig: Rig) -> None:
     rig.consumer.close()
     assert rig.told == [("revoked", [0, 1])]
     assert rig.client.closed
+
+
+def test_an_assignment_that_comes_while_we_leave_is_given_back_before_the_close(rig: Rig) -> None:
+    """Within close() it could hang the process (librdkafka issue 4527)."""
+    rig.client.feed(lambda: rig.client.assign_now(2))
+    rig.consumer.close()
+    assert rig.told == [("assigned", [2]), ("revoked", [0, 1, 2])]
+    assert rig.client.closed
+
+
+def test_leaving_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, rig: Rig) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr("stream_scorer.kafka.consumer.monotonic", clock)
+    rig.client.on_idle = clock.move
+    monkeypatch.setattr(rig.client, "unsubscribe", lambda: None)
+    monkeypatch.setattr(rig.client, "close", lambda: None)
+    rig.consumer.close(3)
+    assert sum(rig.client.polls) == pytest.approx(3, abs=0.1)
 
 
 def test_the_configured_content_type_is_for_records_without_one(

@@ -494,6 +494,5 @@ def test_between_two_turns_nothing_is_in_flight(rig: Rig) -> None:
     delivery.serve()
     delivery.revoked([0], 5)
     delivery.lost([0])
-    delivery.finish(5)
     assert delivery.in_flight() == delivery.abandon() == 0
     assert rig.log == []

@@ -1,0 +1,85 @@
+"""Members that join and leave one group at any moment, until the time is over.
+
+    python -m tests.faults.leaving BOOTSTRAP TOPIC SECONDS
+
+A process of its own: a member that hangs as it leaves takes the interpreter's lock with it.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from stream_scorer.config import Settings
+from stream_scorer.kafka.consumer import AssignmentListener, RequestConsumer
+
+MEMBERS = 8
+
+
+class Member:
+    """Commits what it is about to lose, as a worker does."""
+
+    def __init__(self, settings: Settings) -> None:
+        def ignore(_: Sequence[int]) -> None:
+            """There is nothing to do."""
+
+        self.consumer = RequestConsumer(
+            settings, AssignmentListener(assigned=ignore, revoked=self.commit, lost=ignore)
+        )
+        self.consumer.subscribe()
+        self.leaving = False
+        self.refused = 0
+        self.committed = 0
+
+    def commit(self, partitions: Sequence[int]) -> None:
+        self.consumer.commit_failed = False
+        if partitions:
+            self.consumer.commit(dict.fromkeys(partitions, 0), wait=True)
+        if self.leaving and self.consumer.commit_failed:
+            self.refused += 1
+
+    def live(self, chance: random.Random) -> None:
+        end = time.monotonic() + chance.uniform(0.5, 3)
+        while time.monotonic() < end:
+            self.consumer.take(0.05)
+        time.sleep(chance.uniform(0, 2))  # a rebalance goes on without us meanwhile
+        self.leaving = True
+        self.consumer.close(8)
+
+
+def main() -> None:
+    bootstrap, topic, seconds = sys.argv[1:]
+    settings = Settings.model_validate(
+        {
+            "kafka": {
+                "bootstrap.servers": bootstrap,
+                "consumer": {"session.timeout.ms": 6_000, "heartbeat.interval.ms": 1_000},
+            },
+            "topics": {"requests": topic},
+            "worker": {"group": topic},
+        }
+    )
+    end = time.monotonic() + float(seconds)
+    left: list[Member] = []
+
+    def come_and_go(seed: int) -> None:
+        chance = random.Random(seed)
+        while time.monotonic() < end:
+            member = Member(settings)
+            member.live(chance)
+            left.append(member)
+
+    threads = [threading.Thread(target=come_and_go, args=[seed]) for seed in range(MEMBERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = sum(member.refused for member in left)
+    sys.stdout.write(f"{len(left)} left, {refused} could not commit\n")
+
+
+if __name__ == "__main__":
+    main()
