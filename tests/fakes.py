@@ -102,6 +102,8 @@ class FakeProducer:
         self.stalled = False
         self.flushes: list[float] = []
         self.purged = False
+        self.batch = 0
+        """How many records were sent together with the one whose outcome is asked for."""
         self._queue: deque[Sent] = deque()
 
     def __len__(self) -> int:
@@ -134,7 +136,8 @@ class FakeProducer:
         if self.stalled:
             return 0
         # Reports may produce more; those wait for the next poll.
-        for _ in range(served := len(self._queue)):
+        self.batch = served = len(self._queue)
+        for _ in range(served):
             self.deliver_one()
         return served
 
@@ -148,7 +151,7 @@ class FakeProducer:
         """Serve the delivery report of the record that waits longest."""
         record = self._queue.popleft()
         error = self.outcome(record)
-        record.report(error, None if error else Message(topic=record.topic))
+        record.report(error, Message(topic=record.topic))
 
     def purge(self) -> None:
         self.purged = True

@@ -43,7 +43,7 @@ _FENCED: Final = frozenset(
 
 
 class Fenced(OperationError):
-    """Another process works under the same ``worker.instance_id`` and slot."""
+    """Another process took over under the same ``worker.instance_id`` and slot."""
 
 
 class _Refused(Exception):
@@ -281,8 +281,8 @@ class ExactlyOnce:
     def _recover(self, error: KafkaError) -> None:
         if error.code() in _FENCED:
             raise Fenced(
-                f"another process works as {self._settings.member_id!r}: "
-                "worker.instance_id must be different on each host"
+                f"another process took over as {self._settings.member_id!r}; if it is not our "
+                "successor, worker.instance_id is the same on two hosts"
             )
         _log.warning("a transaction failed, its requests are read again: %s", error.str())
         self._renew()

@@ -268,7 +268,7 @@ def test_a_failed_transaction_is_read_again_with_a_new_producer(
 def test_who_is_fenced_ends(rig: Rig, call: str, code: int) -> None:
     delivery = rig.delivery()
     rig.fail(call, fatal(code))
-    with pytest.raises(Fenced, match=r"'here-2': worker\.instance_id"):
+    with pytest.raises(Fenced, match=r"'here-2.*worker\.instance_id"):
         delivery.deliver(*scored((0, 5)))
     assert len(rig.producers) == 1, "a new producer would fence the other"
     assert rig.consumer.rewound == []

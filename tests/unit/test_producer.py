@@ -77,6 +77,12 @@ def asking(offset: int = 0, partition: int = 0, **fields: Any) -> Request:
     )
 
 
+def settle(producer: AnswerProducer) -> None:
+    """Have everything delivered, what follows from refusals too."""
+    for _ in range(6):
+        producer.flush(1)
+
+
 def is_answer(sent: Sent) -> bool:
     return sent.topic != "score-requests.dlq"
 
@@ -199,8 +205,7 @@ def test_an_answer_too_large_for_its_topic_becomes_a_model_error(
     rig.client.refusal = judge if by == "client" else rig.client.refusal
     rig.client.outcome = judge if by == "broker" else rig.client.outcome
     producer.publish(scored(asking(5, correlation_id=b"id"), b"x" * 2000))
-    producer.flush(1)
-    producer.flush(1)
+    settle(producer)
     answer = rig.client.to("score-replies")[-1]
     assert answer.header("status") == b"model-error"
     assert (answer.key, answer.header("correlation-id")) == (b"k", b"id")
@@ -208,6 +213,24 @@ def test_an_answer_too_large_for_its_topic_becomes_a_model_error(
     (letter,) = rig.client.to("score-requests.dlq")
     assert letter.header("__scorer.errors.status") == b"model-error"
     assert rig.delivered == [5]
+
+
+def test_what_was_refused_with_its_batch_is_sent_again_by_itself(rig: Rig) -> None:
+    """The broker refuses whole batches for their size; each record in them may be small."""
+    producer = rig.producer()
+    rig.fail(TOO_LARGE[0], lambda _: rig.client.batch > 1)
+    for offset in (5, 6, 7):
+        producer.publish(scored(request(0, offset)))
+    settle(producer)
+    answers = rig.client.to("score-results")
+    assert {sent.header("status") for sent in answers} == {b"ok"}
+    assert [sent.header("request") for sent in answers[3:]] == [
+        b"score-requests/0/5",
+        b"score-requests/0/6",
+        b"score-requests/0/7",
+    ]
+    assert rig.client.to("score-requests.dlq") == []
+    assert rig.delivered == [5, 6, 7]
 
 
 def test_what_comes_back_from_the_request_may_be_what_is_too_large(rig: Rig) -> None:
@@ -221,8 +244,7 @@ def test_what_comes_back_from_the_request_may_be_what_is_too_large(rig: Rig) -> 
     huge = b"x" * 100_000
     asked = request(0, 5, key=huge, correlation_id=huge, passed_through=[("x-a", huge)])
     producer.publish(scored(asked))
-    producer.flush(1)
-    producer.flush(1)
+    settle(producer)
     answer = rig.client.to("score-results")[-1]
     assert rig.client.outcome(answer) is None, "taken by the broker"
     assert answer.key is None
@@ -237,8 +259,7 @@ def test_an_answer_that_was_a_dead_letter_already_gets_no_second_one(rig: Rig) -
     producer = rig.producer()
     rig.fail(TOO_LARGE[0], lambda sent: len(sent.value or b"") > 400 and is_answer(sent))
     producer.publish(problem(request(0, 5), Status.MODEL_ERROR, "x" * 1000))
-    producer.flush(1)
-    producer.flush(1)
+    settle(producer)
     assert len(rig.client.to("score-requests.dlq")) == 1
     assert rig.bodies("score-results")[-1]["detail"] == "the answer is too large for its topic"
     assert rig.delivered == [5]
@@ -250,9 +271,8 @@ def test_a_topic_too_small_for_any_answer_does_not_stop_the_worker(
     producer = rig.producer()
     rig.fail(TOO_LARGE[0], is_answer)
     producer.publish(scored(request(0, 5)))
-    for _ in range(3):
-        producer.flush(1)
-    assert len(rig.client.to("score-results")) == 2
+    settle(producer)
+    assert len(rig.client.to("score-results")) == 2 * 2, "each of them once more by itself"
     assert len(rig.client.to("score-requests.dlq")) == 1
     assert rig.delivered == [5]
     assert "score-requests/0/5" in caplog.text
@@ -263,8 +283,7 @@ def test_a_reply_topic_that_vanished_is_told_on_the_results(rig: Rig, code: int)
     producer = rig.producer()
     rig.fail(code, lambda sent: sent.topic == "score-replies")
     producer.publish(scored(asking(5, partition=3, correlation_id=b"id")))
-    producer.flush(1)
-    producer.flush(1)
+    settle(producer)
     (answer,) = rig.client.to("score-results")
     assert answer.header("status") == b"invalid-request"
     assert (answer.partition, answer.key, answer.header("correlation-id")) == (3, b"k", b"id")
@@ -319,8 +338,7 @@ def test_over_the_limit_the_trace_goes_never_the_record(rig: Rig, by: str) -> No
     rig.client.outcome = judge if by == "broker" else rig.client.outcome
     failure = Failure("a.B", "c", "trace")
     producer.publish(problem(request(0, 5, b"payload"), Status.MODEL_ERROR, "no", failure))
-    producer.flush(1)
-    producer.flush(1)
+    settle(producer)
     letter = rig.client.to("score-requests.dlq")[-1]
     assert letter.value == b"payload"
     assert letter.header("__scorer.errors.exception") == b"a.B"
@@ -334,8 +352,7 @@ def test_a_dead_letter_topic_too_small_for_the_record_does_not_stop_the_worker(
     producer = rig.producer()
     rig.fail(TOO_LARGE[0], lambda sent: not is_answer(sent))
     producer.publish(problem(request(0, 5), Status.MODEL_ERROR, "no", Failure("a.B", "c", "t")))
-    for _ in range(3):
-        producer.flush(1)
+    settle(producer)
     assert rig.delivered == [5]
     assert "score-requests/0/5: too large for the dead-letter topic" in caplog.text
 
