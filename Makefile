@@ -8,11 +8,11 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help run sample test check lint format lock e2e faults soak clean
+.PHONY: help run sample test check lint format lock e2e faults soak bench clean
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-TYPED := stream_scorer http_facade samples tests
+TYPED := stream_scorer http_facade samples tests benchmarks
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ faults: $(VENV)/.dev ## Kill and pause workers and brokers, some minutes, and ch
 
 soak: $(VENV)/.dev ## Kill workers and the broker for half an hour, and write docs/soak.md
 	$(BIN)/python -m tests.faults.soak docs/soak.md
+
+bench: $(VENV)/.dev ## Measure beside a bare loop and other projects, an hour or so; see benchmarks/
+	$(BIN)/python -m benchmarks
 
 # The oldest Python decides, since newer ones take what it takes. Both builds of TensorFlow are
 # asked for, so that the pins serve the platforms that take the other one.

@@ -1,0 +1,75 @@
+"""Pictures of measurements: throughput by batch size, latency by callers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from benchmarks.measure import Measurement
+from benchmarks.report import Row, summarize
+
+_SIZE: Final = (7.0, 4.5)
+"""Inches."""
+
+BATCH_SIZE: Final = "batch-size"
+"""The case whose variants are batch sizes."""
+
+
+def plot(folder: Path, measurements: Sequence[Measurement]) -> None:
+    """Write the pictures that the measurements hold something for, as PNG."""
+    rows = summarize(measurements)
+    throughput_by_batch_size(rows, folder / "throughput-by-batch-size.png")
+    latency_by_callers(rows, folder / "latency-by-callers.png")
+
+
+def throughput_by_batch_size(rows: Sequence[Row], path: Path) -> None:
+    """Requests a second of each contender, over the most requests the model gets at once."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row.case == BATCH_SIZE:
+            lines.setdefault(row.contender, []).append((_number(row.variant), row.rate))
+    _draw(lines, path, "requests given to the model at once", "requests/s", {})
+
+
+def latency_by_callers(rows: Sequence[Row], path: Path) -> None:
+    """Median latency of each contender, solid, and its 99th percentile, dotted, over callers."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if "caller" in row.variant:
+            for percentile in (50, 99):
+                if percentile in row.latencies_ms:
+                    line = lines.setdefault(f"{row.contender} p{percentile}", [])
+                    line.append((_number(row.variant), row.latencies_ms[percentile]))
+    dotted = {name: ":" for name in lines if name.endswith("p99")}
+    _draw(lines, path, "callers", "ms", dotted)
+
+
+def _draw(
+    lines: dict[str, list[tuple[int, float]]], path: Path, x: str, y: str, styles: dict[str, str]
+) -> None:
+    if not lines:
+        return
+    # Figures alone, without pyplot: no display is asked for.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        points.sort()
+        axes.plot(*zip(*points, strict=True), styles.get(name, "-"), marker="o", label=name)
+    ticks = sorted({at for points in lines.values() for at, _ in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _number(variant: str) -> int:
+    found = re.search(r"\d+", variant)
+    return int(found[0]) if found else 0
