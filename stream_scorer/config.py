@@ -40,6 +40,7 @@ OWNED_PROPERTIES: Final = {
     "enable.auto.commit": "the worker commits what is answered",
     "enable.auto.offset.store": "the worker commits what is answered",
     "enable.idempotence": "without it a retry could answer twice",
+    "delivery.report.only.error": "the program follows deliveries itself",
     "enable.partition.eof": "the worker has no use for it",
     "auto.offset.reset": "a new group starts at the earliest request, so that none is lost",
     "isolation.level": "it follows from worker.delivery",

@@ -205,16 +205,23 @@ class KafkaServer:
     a session of its own, so that a Ctrl-C reaches the tests and not the broker under them, and
     dies with the process that started it where the system can promise that.
 
+    Args:
+        proxy_port: the port of a proxy. Clients that come from there, by a listener of their own,
+            are told that the node is at this port, so that they stay with the proxy.
+
     Attributes:
         bootstrap: the ``host:port`` it listens on; known once it was started.
+        upstream: the port that the proxy connects to; known once it was started.
         folder: where its data, its settings and its log are.
 
     Raises:
         KafkaUnavailable: no Java, or no Kafka and no way to fetch it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, proxy_port: int | None = None) -> None:
         self.bootstrap = ""
+        self.upstream = 0
+        self._proxy_port = proxy_port
         self._java = java()
         self._classpath = f"{jars()}/*"
         self.folder = Path(tempfile.mkdtemp(prefix="stream-scorer-kafka-"))
@@ -313,7 +320,7 @@ class KafkaServer:
 
     def _format(self) -> str:
         """Choose ports and make an empty data folder for them; return the address of the broker."""
-        port, controller = free_ports(2)
+        port, controller, *proxied = free_ports(2 if self._proxy_port is None else 3)
         data = self.folder / "data"
         shutil.rmtree(data, ignore_errors=True)
         (self.folder / "log").unlink(missing_ok=True)
@@ -324,6 +331,11 @@ class KafkaServer:
             "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}",
             "log.dirs": str(data),
         }
+        if proxied:
+            (self.upstream,) = proxied
+            properties["listeners"] += f",PROXIED://127.0.0.1:{self.upstream}"
+            properties["advertised.listeners"] += f",PROXIED://127.0.0.1:{self._proxy_port}"
+            properties["listener.security.protocol.map"] += ",PROXIED:PLAINTEXT"
         lines = "".join(f"{name}={value}\n" for name, value in properties.items())
         self._properties.write_text(lines, encoding="utf-8")
         storage = [self._java, "-cp", self._classpath, "kafka.tools.StorageTool", "format"]

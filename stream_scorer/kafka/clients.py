@@ -28,6 +28,9 @@ FETCH_BYTES: Final = 16 * 1024 * 1024
 QUEUE_KBYTES: Final = 64 * 1024
 """How much a producer queues before ``produce`` has to wait."""
 
+ONLY_ERRORS: Final[dict[str, Any]] = {"delivery.report.only.error": True}
+"""A report for each delivery would cost as much as scoring does; ``flush`` tells of all at once."""
+
 REPEAT_AFTER: Final = 30.0
 """Seconds until the same broker trouble is logged again; librdkafka repeats it several a second."""
 

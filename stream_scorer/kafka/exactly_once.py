@@ -14,7 +14,12 @@ from stream_scorer.background import BackgroundThread
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
 from stream_scorer.failpoints import failpoint
-from stream_scorer.kafka.clients import BrokerTrouble, producer_properties, wrong_property
+from stream_scorer.kafka.clients import (
+    ONLY_ERRORS,
+    BrokerTrouble,
+    producer_properties,
+    wrong_property,
+)
 from stream_scorer.kafka.consumer import RequestConsumer, Turn
 from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.outputs import REFUSALS, Output, Record
@@ -29,6 +34,9 @@ TRANSACTION_TIMEOUT: Final = 15.0
 
 REQUEST_TIMEOUT: Final = 10.0
 """Seconds until the client gives up a request to a broker, whatever it asked for."""
+
+_CONNECTIONS: Final = 6
+"""The ``log_level`` at which librdkafka tells of connections."""
 
 _RETRY_WAIT: Final = 0.1
 
@@ -90,12 +98,21 @@ class ExactlyOnce:
         self._routes = routes
         self._model = model.encode()
         self._waiting = waiting
-        self._properties: dict[str, Any] = producer_properties(settings, largest_request) | {
+        self._properties: dict[str, Any] = {
+            **producer_properties(settings, largest_request),
+            **ONLY_ERRORS,
             # One for all of the cluster: without the group, two groups would fence each other.
             "transactional.id": f"{settings.worker.group}-{settings.member_id}",
             "transaction.timeout.ms": int(TRANSACTION_TIMEOUT * 1000),
             "socket.timeout.ms": int(REQUEST_TIMEOUT * 1000),
             "error_cb": self._on_error,
+            # A connection that breaks is told in the log alone.
+            "log.connection.close": True,
+        }
+        shown = int(self._properties["log_level"])
+        self._properties |= {
+            "logger": _ConnectionLog(self._on_break, shown),
+            "log_level": max(shown, _CONNECTIONS),
         }
         self.counts = Counts()
         self._trouble = BrokerTrouble()
@@ -256,6 +273,7 @@ class ExactlyOnce:
             except BufferError:
                 # Not the consumer: the transaction in hand must not lose its partitions unseen.
                 self._producer.poll(_RETRY_WAIT)
+                self._waiting()
             except KafkaException as error:
                 refusal: KafkaError = error.args[0]
                 if refusal.code() not in REFUSALS:
@@ -311,6 +329,36 @@ class ExactlyOnce:
                 return producer
 
     def _on_error(self, error: KafkaError) -> None:
-        # A connection that broke may have lost the answer to a request that was repeated.
         self._suspect = True
         self._trouble(error)
+
+    def _on_break(self) -> None:
+        # What was under way on it is repeated on the next one, and may still arrive.
+        self._suspect = True
+
+
+class _ConnectionLog(logging.Logger):
+    """Takes librdkafka's log, tells of each connection that broke, and hands on what is asked for.
+
+    librdkafka repeats a request on a new connection without a word to ``error_cb`` (2.16.0). Its
+    lines come in ``poll``.
+
+    Args:
+        broke: called for each connection that broke.
+        shown: the user's ``log_level``, in syslog's numbers.
+    """
+
+    def __init__(self, broke: Callable[[], None], shown: int) -> None:
+        super().__init__("librdkafka")
+        self._broke = broke
+        # The client's own translation of syslog's levels.
+        levels = (*[logging.CRITICAL] * 3, logging.ERROR, logging.WARNING)
+        lower = (logging.INFO, logging.INFO, logging.DEBUG)
+        self._shown = (*levels, *lower)[min(shown, 7)]
+
+    def log(self, level: int, msg: object, *args: object, **_: object) -> None:
+        """One line; the first of ``args`` is its kind."""
+        if "FAIL" in args:
+            self._broke()
+        if level >= self._shown:
+            _log.log(level, msg, *args)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from tests.faults import scenarios
+from tests.faults.late_end import LateEnd
 from tests.faults.run import Run
 from tests.faults.scenarios import WIDE_TURN, Scenario
 
@@ -62,3 +64,13 @@ CASES: Final = (
         requests=1_000,
     ),
 )
+
+
+def late_commit_case(proxy: LateEnd, *, reset: bool) -> Case:
+    """The case of a producer that is not made anew; its workers go through ``proxy``."""
+    return Case(
+        "no_renewal",
+        partial(scenarios.a_late_commit, proxy=proxy, reset=reset),
+        "duplicated",
+        options={"kafka": {"bootstrap.servers": proxy.bootstrap}},
+    )

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from confluent_kafka import KafkaError
+
+from tests.faults.late_end import LateEnd
 from tests.faults.run import Run, running
 from tests.faults.verifier import Verdict
 
@@ -15,6 +18,9 @@ Scenario = Callable[[Run, Planted], Verdict]
 
 SETTLE: Final = 25.0
 """Seconds that a short run gets until all is committed, or never will be."""
+
+LATE: Final = 40.0
+"""Seconds that it takes at most until a worker has lost its patience with a commit."""
 
 WIDE_TURN: Final = 40
 
@@ -52,6 +58,27 @@ def _killed(run: Run, planted: Planted, failpoint: str) -> Verdict:
         run.fleet.wait_killed(run.fleet.start(0, planted=planted, failpoint=failpoint))
         run.fleet.start(0)
         return run.verdict(SETTLE, stop=False)
+
+
+def a_late_commit(run: Run, planted: Planted, proxy: LateEnd, *, reset: bool) -> Verdict:
+    """The third commit arrives once more in the fourth transaction, in which the worker dies.
+
+    Args:
+        run: whose workers reach the broker through ``proxy``.
+        planted: the bugs to run with.
+        proxy: holds that commit back.
+        reset: whether the worker learns that from a connection that breaks, or by its patience.
+    """
+    with running(run, slots=0):
+        proxy.hold_back(3, reset=reset)
+        run.stream.release(run.requests)
+        # It has to stay in that transaction until the commit was there; it is not let to wake.
+        run.fleet.start(0, planted=planted, failpoint=f"after_produce:sleep={2 * LATE:.0f}:4")
+        run.reader.wait_for("late commit", lambda: proxy.answer is not None, LATE)
+        run.kill(0)
+        verdict = run.verdict(SETTLE, stop=False)
+    verdict.notes.append(f"late commit: {KafkaError(proxy.answer or 0).name()}")
+    return verdict
 
 
 def moved_while_scoring(run: Run, planted: Planted) -> Verdict:

@@ -30,7 +30,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from stream_scorer import __version__
 from tests.conftest import wait_for_leaders
 from tests.faults.faults import crash_broker, freeze_broker, kill_at, places_of
-from tests.faults.planted_cases import CASES, Case
+from tests.faults.late_end import LateEnd
+from tests.faults.planted_cases import CASES, Case, late_commit_case
 from tests.faults.run import Run, running
 from tests.faults.verifier import Verdict
 from tests.kafka_server import KAFKA_VERSION, KafkaServer
@@ -58,6 +59,7 @@ COLUMNS: Final = (
     "kills at a failpoint",
     "zombies",
     "broker hung or killed",
+    "workers that ended by themselves",
     "answers",
     "answered again",
     "aborted records",
@@ -81,6 +83,7 @@ class Total:
     at_failpoints: int = 0
     zombies: int = 0
     broker_faults: int = 0
+    ended_alone: int = 0
     slowest: float = 0.0
     broken: list[str] = field(default_factory=list)
 
@@ -91,6 +94,7 @@ class Total:
         self.duplicated += verdict.duplicated
         self.allowed += verdict.duplicates_allowed
         self.aborted += verdict.aborted
+        self.ended_alone += run.ended_alone
         self.broken += verdict.failures
         self.slowest = max([self.slowest, *run.next_commits()])
 
@@ -100,12 +104,17 @@ def main() -> int:
     began = time.monotonic()
     totals = {delivery: Total() for delivery in DELIVERIES}
     found: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="stream-scorer-soak-") as name, KafkaServer() as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="stream-scorer-soak-") as name,
+        LateEnd() as proxy,
+        KafkaServer(proxy.port) as server,
+    ):
         folder = Path(name)
+        proxy.upstream = server.upstream
         say(
             f"{REQUESTS} requests, {KILLS} kills, every failpoint {FAILPOINTS} times, {MINUTES} min"
         )
-        for case in CASES:
+        for case in (*CASES, late_commit_case(proxy, reset=False)):
             found[case.bug] = plant(server, folder, case)
             say(f"planted {case.bug}: {found[case.bug]}")
         while not enough(totals, time.monotonic() - began):
@@ -185,6 +194,9 @@ def one_round(server: KafkaServer, folder: Path, delivery: str, total: Total) ->
                 run.ended_alone += run.fleet.revive()
             verdict = run.verdict(SETTLE, stop=False)
         reasons = run.invalid(len(faults))
+        # A zombie may find itself fenced, and each of the three slots a broker that was away.
+        if run.ended_alone > 2 * 1 + 2 * 3:
+            reasons.append(f"{run.ended_alone} workers ended by themselves")
     total.add(run, verdict)
     total.broken += reasons
     say(f"{verdict.line}{'; INVALID: ' if reasons else ''}{', '.join(reasons)}")
@@ -220,7 +232,7 @@ def summary(totals: dict[str, Total], found: dict[str, str], minutes: float) -> 
     kills = sum(total.kills for total in totals.values())
     rows = "\n".join(
         f"| `{delivery}` | {t.rounds} | {t.requests:,} | {t.kills} | {t.at_failpoints}"
-        f" | {t.zombies} | {t.broker_faults} | {t.answers:,} | {t.duplicated:,}"
+        f" | {t.zombies} | {t.broker_faults} | {t.ended_alone} | {t.answers:,} | {t.duplicated:,}"
         f" (bound {t.allowed:,}) | {t.aborted:,} | {t.slowest:.1f} s"
         f" | {', '.join(t.broken) or 'none'} |"
         for delivery, t in totals.items()

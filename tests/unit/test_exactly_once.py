@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -351,13 +352,25 @@ def test_a_slow_transaction_has_its_producer_replaced(
     assert rig.calls()[-1] == "init 1"
 
 
+def broken_connection(properties: dict[str, Any]) -> None:
+    """As librdkafka tells of one that it has repeated a request for: in its log alone."""
+    properties["logger"].log(
+        logging.INFO, "%s [%s] %s", "FAIL", "rdkafka#producer-1", "[thrd:TxnCoordinator]: gone"
+    )
+
+
+def trouble(properties: dict[str, Any]) -> None:
+    properties["error_cb"](KafkaError(KafkaError._TRANSPORT, "gone"))
+
+
+@pytest.mark.parametrize("happen", [broken_connection, trouble])
 def test_trouble_in_a_transaction_has_its_producer_replaced(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, happen: Callable[[dict[str, Any]], None]
 ) -> None:
     """Told late, by the poll after the commit; trouble before it counts no more."""
     delivery = rig.delivery()
-    tell = rig.producers[0].properties["error_cb"]
-    tell(KafkaError(KafkaError._TRANSPORT, "gone"))
+    properties = rig.producers[0].properties
+    happen(properties)
     delivery.deliver(*scored((0, 5)))
     assert delivery.counts.renewals == 0
 
@@ -365,12 +378,24 @@ def test_trouble_in_a_transaction_has_its_producer_replaced(
 
     def poll_and_tell(producer: FakeTransactions, timeout: float = -1) -> int:
         if rig.log[-1] == "commit 0":
-            tell(KafkaError(KafkaError._TRANSPORT, "gone"))
+            happen(properties)
         return poll(producer, timeout)
 
     monkeypatch.setattr(FakeTransactions, "poll", poll_and_tell)
     delivery.deliver(*scored((0, 6)))
     assert (delivery.counts.commits, delivery.counts.renewals) == (2, 1)
+
+
+def test_of_the_clients_log_only_what_is_grave_is_shown(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.delivery()
+    properties = rig.producers[0].properties
+    assert properties["log_level"] >= 6, "broken connections are told at this level"
+    assert properties["log.connection.close"] is True
+    broken_connection(properties)
+    properties["logger"].log(logging.CRITICAL, "%s [%s] %s", "FATAL", "rdkafka#producer-1", "no")
+    assert [record.getMessage() for record in caplog.records] == ["FATAL [rdkafka#producer-1] no"]
 
 
 def test_a_full_queue_is_waited_for_without_the_consumer(rig: Rig) -> None:
@@ -380,7 +405,7 @@ def test_a_full_queue_is_waited_for_without_the_consumer(rig: Rig) -> None:
     rig.log.clear()
     delivery.deliver(*scored(*places))
     assert rig.answers() == ok(*places)
-    assert rig.waited == 0
+    assert rig.waited > 0, "it beats, and may give up"
 
 
 def too_large_at(*offsets: int) -> Callable[[Sent], KafkaError | None]:

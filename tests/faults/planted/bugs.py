@@ -42,14 +42,13 @@ def no_ownership_check() -> None:
 
 
 def early_acknowledgement() -> None:
-    """A request counts as answered once its answer is queued, at least once."""
-    publish = AnswerProducer.publish
+    """Offsets are committed once the answers are queued, at least once."""
 
-    def publish_and_count(self: AnswerProducer, answer: Answer) -> None:
-        publish(self, answer)
-        self._delivered(answer.request.partition, answer.request.offset)
+    def delivered(self: AnswerProducer, timeout: float = 0.0) -> int:
+        return 0
 
-    _replace(AnswerProducer, "publish", publish_and_count)
+    _replace(AnswerProducer, "in_flight", delivered)
+    _replace(AnswerProducer, "flush", delivered)
 
 
 def client_position() -> None:
@@ -63,6 +62,15 @@ def client_position() -> None:
         send_offsets(self, {place.partition: place.offset for place in found})
 
     _replace(ExactlyOnce, "_send_offsets", send_position)
+
+
+def no_renewal() -> None:
+    """The producer goes on as it is after a transactional call that was slow or failed."""
+
+    def stay(self: ExactlyOnce) -> None:
+        pass
+
+    _replace(ExactlyOnce, "_renew", stay)
 
 
 def stale_metadata() -> None:
@@ -152,6 +160,7 @@ ALL: Final[Mapping[str, Callable[[], None]]] = {
         no_ownership_check,
         early_acknowledgement,
         client_position,
+        no_renewal,
         stale_metadata,
         offset_of_the_last,
         answers_outside,
