@@ -151,7 +151,8 @@ class FakeProducer:
         """Serve the delivery report of the record that waits longest."""
         record = self._queue.popleft()
         error = self.outcome(record)
-        record.report(error, Message(topic=record.topic))
+        if error is not None or not self.properties.get("delivery.report.only.error"):
+            record.report(error, Message(topic=record.topic))
 
     def purge(self) -> None:
         self.purged = True
@@ -179,6 +180,7 @@ class FakeConsumer:
         self.subscribed: list[str] = []
         self.owned: set[int] = set()
         self.paused: set[int] = set()
+        self.sought: list[tuple[int, int]] = []
         self.commits: list[dict[int, int]] = []
         self.asynchronous: list[bool] = []
         self.commit_error: KafkaError | None = None
@@ -261,6 +263,10 @@ class FakeConsumer:
 
     def resume(self, partitions: list[TopicPartition]) -> None:
         self.paused.difference_update(place.partition for place in partitions)
+
+    def seek(self, place: TopicPartition) -> None:
+        assert place.partition not in self.paused
+        self.sought.append((place.partition, place.offset))
 
     def commit(
         self, *, offsets: list[TopicPartition], asynchronous: bool = True

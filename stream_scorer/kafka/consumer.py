@@ -84,6 +84,8 @@ class RequestConsumer:
         self._paused: set[int] = set()
         # A partition that goes while it is paused is paused still when it comes back.
         self._to_resume: set[int] = set()
+        # What the client would give next; its own position() knows nothing of a seek.
+        self._next: dict[int, int] = {}
         self._held: list[Message] = []
         self.lag = 0
         """Requests behind the end of our partitions, at most ``STATISTICS_EVERY`` seconds ago."""
@@ -140,10 +142,7 @@ class RequestConsumer:
         Raises:
             ConsumerFailed: the client reported an error it cannot recover from.
         """
-        if resuming := self._to_resume & self._epochs.keys():
-            self._consumer.resume(self._places(resuming))
-            self._to_resume -= resuming
-        self._paused = set()
+        self._resume()
         requests: list[Request] = []
         size = 0
         worker = self._settings.worker
@@ -187,8 +186,11 @@ class RequestConsumer:
             self._consumer.pause(self._places(running))
             self._paused |= running
             self._to_resume |= running
-        # A message can still arrive, of a partition that was assigned within this very call.
-        self._held += self._poll(timeout)
+        for message in self._poll(timeout):
+            # One can still arrive, of a partition that was assigned within this very call.
+            self._held.append(message)
+            if message.error() is None:
+                self._next[message.partition() or 0] = (message.offset() or 0) + 1
 
     @property
     def assigned(self) -> int:
@@ -236,9 +238,12 @@ class RequestConsumer:
         places = self._places(first.keys() & self._epochs.keys())
         try:
             for place in self._consumer.committed(places, _COMMITTED_TIMEOUT):
+                if place.error is not None:
+                    raise KafkaException(place.error)
                 if place.offset < 0:
                     place.offset = first[place.partition]
                 self._consumer.seek(place)
+                self._next[place.partition] = place.offset
         except KafkaException as error:
             raise ConsumerFailed(f"cannot go back: {error.args[0].str()}") from None
 
@@ -263,6 +268,22 @@ class RequestConsumer:
         topic = self._settings.topics.requests
         return [TopicPartition(topic, number) for number in partitions]
 
+    def _resume(self) -> None:
+        self._paused = set()
+        resuming = self._to_resume & self._epochs.keys()
+        if not resuming:
+            return
+        self._to_resume -= resuming
+        self._consumer.resume(self._places(resuming))
+        # Otherwise the client fetches again after most of a second (measured with 2.16.0).
+        for place in self._places(resuming & self._next.keys()):
+            place.offset = self._next[place.partition]
+            try:
+                self._consumer.seek(place)
+            except KafkaException as error:
+                # It is about to go, of which we are told in a poll.
+                _log.info("partition %d: %s", place.partition, error.args[0].str())
+
     def _poll(self, timeout: float) -> list[Message]:
         message = self._consumer.poll(timeout)
         # poll() returns after the first message: it is of the assignment as it stands.
@@ -273,7 +294,9 @@ class RequestConsumer:
         if error is not None:
             self._classify(error)
             return None
-        return read_request(message, self._settings.topics.default_content_type)
+        request = read_request(message, self._settings.topics.default_content_type)
+        self._next[request.partition] = request.offset + 1
+        return request
 
     def _classify(self, error: KafkaError) -> None:
         # A member that was fenced is told so by this code, without the flag.
@@ -318,5 +341,6 @@ class RequestConsumer:
     def _drop(self, numbers: list[int]) -> None:
         for number in numbers:
             self._epochs.pop(number, None)
+            self._next.pop(number, None)
             self._paused.discard(number)
         self._held = [item for item in self._held if item.partition() not in numbers]

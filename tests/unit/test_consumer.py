@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, TopicPartition
 
 from stream_scorer.config import ConfigError, Settings
 from stream_scorer.kafka.consumer import (
@@ -258,6 +259,52 @@ def test_the_next_turn_resumes_them(rig: Rig) -> None:
     rig.consumer.keep_alive(0.05)
     assert places(rig.consumer.take(0.1)) == [(0, 5)]
     assert rig.client.paused == set()
+
+
+def test_what_is_resumed_is_sought_for(rig: Rig) -> None:
+    """Without it the client fetches again only after most of a second."""
+    rig.feed((0, 5), (1, 2))
+    rig.consumer.take(0.1)
+    rig.consumer.keep_alive(0.1)
+    rig.consumer.take(0.1)
+    assert sorted(rig.client.sought) == [(0, 6), (1, 3)]
+    rig.consumer.take(0.1)
+    assert len(rig.client.sought) == 2, "once"
+
+
+def test_after_a_rewind_it_is_not_sought_for_what_came_before(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own position knows nothing of the rewind: requests would be left out."""
+    committed = [TopicPartition("score-requests", 0, 5)]
+    monkeypatch.setattr(rig.client, "committed", lambda *_: committed, raising=False)
+    rig.feed((0, 5), (0, 6))
+    rig.consumer.take(0.1)
+    rig.consumer.keep_alive(0.1)
+    rig.client.paused.clear()
+    rig.consumer.rewind({0: 5})
+    rig.consumer.take(0.1)
+    assert rig.client.sought == [(0, 5), (0, 5)]
+
+
+def test_a_message_that_came_while_busy_is_not_fetched_again(rig: Rig) -> None:
+    rig.feed((0, 5))
+    rig.consumer.take(0.1)
+    rig.client.feed(lambda: rig.client.assign_now(2), message(2, 9))
+    rig.consumer.keep_alive(0.1)
+    rig.consumer.keep_alive(0.1)
+    assert places(rig.consumer.take(0.1)) == [(2, 9)]
+    assert sorted(rig.client.sought) == [(0, 6), (2, 10)]
+
+
+def test_a_partition_whose_offset_is_not_known_is_not_gone_back_in(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = KafkaError(KafkaError.NOT_COORDINATOR)
+    place = SimpleNamespace(partition=0, offset=-1001, error=error)
+    monkeypatch.setattr(rig.client, "committed", lambda *_: [place], raising=False)
+    with pytest.raises(ConsumerFailed):
+        rig.consumer.rewind({0: 5})
 
 
 def test_a_partition_that_went_while_busy_is_not_resumed(
