@@ -58,6 +58,8 @@ class BodyEvents:
         A connection that is closed with bytes unread is reset, and the client may then lose the
         response that says why its body was not wanted.
         """
+        if not self._more:
+            return  # as nearly always
         dropped = 0
         with contextlib.suppress(TimeoutError, BodyIncomplete):
             async with asyncio.timeout(_DRAIN_SECONDS):

@@ -32,10 +32,13 @@ class BackgroundThread(Generic[ArgumentT, ResultT]):
 
     def _run(self) -> None:
         while True:
-            argument, future = self._calls.get()
-            try:
-                result = self._function(argument)
-            except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+            self._call(*self._calls.get())
+
+    # A call of its own, so that nothing of it is held until the next one comes.
+    def _call(self, argument: ArgumentT, future: Future[ResultT]) -> None:
+        try:
+            result = self._function(argument)
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            future.set_exception(error)
+        else:
+            future.set_result(result)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections import Counter as Tally
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from stream_scorer.protocol import Answer
+from stream_scorer.protocol import Answer, Status
 
 MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -51,21 +51,27 @@ class Metrics:
             )
 
         self._slot = label
-        self._requests = counter("requests_total", "Requests answered, by status.", "status")
-        self._dead_letters = counter("dead_letters_total", "Dead letters, by status.", "status")
-        self._stages = histogram(
+        requests = counter("requests_total", "Requests answered, by status.", "status")
+        letters = counter("dead_letters_total", "Dead letters, by status.", "status")
+        # Looked up once: a turn may be a single request.
+        self._requests = {each: requests.labels(label, each.value) for each in Status}
+        self._dead_letters = {each: letters.labels(label, each.value) for each in Status}
+        stages = histogram(
             "stage_seconds",
             "Seconds a turn spent in a stage; in the queue: its oldest request.",
             _SECONDS,
             "stage",
         )
+        self._stages = {each: stages.labels(label, each) for each in get_args(Stage)}
         self._rebalances = counter(
             "rebalances_total", "Partitions assigned, revoked or lost, by event.", "event"
         )
         self._model = gauge("model_info", "1 for the model that is loaded.", "model")
         self.turn = histogram("turn_requests", "Requests in a turn.", _SIZES).labels(label)
         self.batches = histogram("batch_instances", "Instances in a predict.", _SIZES).labels(label)
-        self.in_flight = gauge("in_flight", "Requests taken and not committed.").labels(label)
+        self.in_flight = gauge("in_flight", "Requests in hand, and records not delivered.").labels(
+            label
+        )
         self.lag = gauge("lag", "Requests behind the end of the owned partitions.").labels(label)
         self.paused = gauge("paused", "Partitions paused while a turn is scored.").labels(label)
         self.assigned = gauge("assigned", "Partitions owned.").labels(label)
@@ -85,7 +91,7 @@ class Metrics:
 
     def stage(self, name: Stage, seconds: float) -> None:
         """Note how long a turn spent in a stage."""
-        self._stages.labels(self._slot, name).observe(seconds)
+        self._stages[name].observe(seconds)
 
     def batch(self, size: int) -> None:
         """Note the size of a batch that goes to ``predict``."""
@@ -96,9 +102,9 @@ class Metrics:
         statuses = Tally(answer.status for answer in answers)
         letters = Tally(answer.status for answer in answers if answer.is_dead_letter)
         for status, number in statuses.items():
-            self._requests.labels(self._slot, status.value).inc(number)
+            self._requests[status].inc(number)
         for status, number in letters.items():
-            self._dead_letters.labels(self._slot, status.value).inc(number)
+            self._dead_letters[status].inc(number)
 
 
 def all_slots() -> CollectorRegistry:

@@ -33,6 +33,9 @@ ERROR_HEADER_PREFIX: Final = "__scorer.errors."
 _MAX_DETAIL: Final = 4096
 """Characters of a problem's detail; a plugin may quote a whole payload."""
 
+_REQUEST_HEADERS: Final = frozenset(
+    {CONTENT_TYPE, ACCEPT, CORRELATION_ID, REPLY_TOPIC, REPLY_PARTITION, DEADLINE}
+)
 _TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 
 
@@ -44,14 +47,19 @@ class DeadLetter(Enum):
     ALWAYS = "always"
 
 
+# PERF: looked up through the class, a member of an Enum costs more than all of ``is_dead_letter``.
+_NEVER: Final = DeadLetter.NEVER
+
+
 class Status(Enum):
     """How a request ended: the one table of statuses.
 
-    The value is the ``status`` header. ``http`` is the HTTP status and the ``status`` of the
-    problem body; ``title`` is the problem's title; ``dead_letter`` says when the request is kept
-    aside.
+    The value is the ``status`` header, ``header`` the same in bytes. ``http`` is the HTTP status
+    and the ``status`` of the problem body; ``title`` is the problem's title; ``dead_letter`` says
+    when the request is kept aside.
     """
 
+    header: bytes
     http: int
     title: str
     dead_letter: DeadLetter
@@ -59,6 +67,7 @@ class Status(Enum):
     def __new__(cls, value: str, http: int, title: str, dead_letter: DeadLetter) -> Status:
         member = object.__new__(cls)
         member._value_ = value
+        member.header = value.encode()
         member.http = http
         member.title = title
         member.dead_letter = dead_letter
@@ -115,13 +124,16 @@ class Request:
         its answer too, at its reply address unless that is what is wrong. A header with a null
         value counts as not sent.
         """
-        self.passed_through = [
-            (name, value)
-            for name, value in self.headers
-            if value is not None and (name.startswith("x-") or name in _TRACE_HEADERS)
-        ]
+        self.passed_through = []
+        sent: dict[str, bytes] = {}
+        for name, value in self.headers:
+            if value is None:
+                continue
+            if name in _REQUEST_HEADERS:
+                sent[name] = value
+            elif name.startswith("x-") or name in _TRACE_HEADERS:
+                self.passed_through.append((name, value))
         address_fault = False
-        sent = {name: value for name, value in self.headers if value is not None}
         for name, value in sent.items():
             try:
                 if name == CONTENT_TYPE:
@@ -134,7 +146,7 @@ class Request:
                     self.reply_partition = _decimal(name, value)
                 elif name == DEADLINE:
                     self.deadline = _decimal(name, value)
-                elif name == ACCEPT:
+                else:
                     self.accept = value.decode()
             except ValueError as error:
                 unreadable = isinstance(error, UnicodeDecodeError)
@@ -162,43 +174,39 @@ class Failure:
     stacktrace: str
 
 
-@dataclass(slots=True)
-class Timing:
-    """How long each stage took for one request, in ms. ``predict`` is that of its whole batch."""
+def stage_times(decode: float = 0.0, predict: float = 0.0, encode: float = 0.0) -> bytes:
+    """The part of ``server-timing`` that is the same for all requests scored together; in ms."""
+    return b"decode;dur=%.3f, predict;dur=%.3f, encode;dur=%.3f" % (decode, predict, encode)
 
-    queue: float = 0.0
-    decode: float = 0.0
-    predict: float = 0.0
-    encode: float = 0.0
 
-    def __str__(self) -> str:
-        """The ``server-timing`` header's text."""
-        return (
-            f"queue;dur={self.queue:.3f}, decode;dur={self.decode:.3f}, "
-            f"predict;dur={self.predict:.3f}, encode;dur={self.encode:.3f}"
-        )
+_NO_STAGES: Final = stage_times()
 
 
 @dataclass(slots=True)
 class Answer:
-    """What one request ended in: a result (``Status.OK``) or a problem."""
+    """What one request ended in: a result (``Status.OK``) or a problem.
+
+    ``queue`` is how long the request waited until it was taken, in ms; ``stages`` what
+    ``stage_times`` says of the rest.
+    """
 
     request: Request
     status: Status
     content_type: str
     body: bytes
-    timing: Timing = field(default_factory=Timing)
+    stages: bytes = _NO_STAGES
     failure: Failure | None = None
+    queue: float = 0.0
 
     def headers(self, model: bytes) -> list[Header]:
         """The answer's headers; ``model`` is the text of the ``model`` header."""
         request = self.request
         headers: list[Header] = [
             (CONTENT_TYPE, self.content_type.encode()),
-            (STATUS, self.status.value.encode()),
+            (STATUS, self.status.header),
             (REQUEST, request.id.encode()),
             (MODEL, model),
-            (SERVER_TIMING, str(self.timing).encode()),
+            (SERVER_TIMING, self.server_timing),
         ]
         if request.correlation_id is not None:
             headers.append((CORRELATION_ID, request.correlation_id))
@@ -206,12 +214,17 @@ class Answer:
         return headers
 
     @property
+    def server_timing(self) -> bytes:
+        """The ``server-timing`` header."""
+        return b"queue;dur=%.3f, %b" % (self.queue, self.stages)
+
+    @property
     def is_dead_letter(self) -> bool:
         """Whether the request belongs on the dead-letter topic as well."""
         policy = self.status.dead_letter
-        if policy is DeadLetter.UNLESS_REPLIED:
-            return self.request.reply_topic is None
-        return policy is DeadLetter.ALWAYS
+        if policy is _NEVER:
+            return False
+        return policy is DeadLetter.ALWAYS or self.request.reply_topic is None
 
 
 def problem(

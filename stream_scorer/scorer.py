@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
 from typing import Any, Final, Literal, Protocol
@@ -18,7 +17,7 @@ from falcon import mediatypes
 
 from stream_scorer.failpoints import failpoint
 from stream_scorer.plugins import InvalidPayload, Plugin
-from stream_scorer.protocol import Answer, Failure, Request, Status, Timing, problem
+from stream_scorer.protocol import Answer, Failure, Request, Status, problem, stage_times
 
 _log = logging.getLogger(__name__)
 
@@ -26,21 +25,17 @@ MAX_CULPRITS: Final = 8
 """Failures in one batch after which the rest of it is given up: the model is broken."""
 
 _MAX_MEDIA_TYPE: Final = 255
+
+# PERF: looked up through the class, a member of an Enum costs as much as a small function.
+_OK: Final = Status.OK
 _NOT_PREDICTIONS: Final = (str, bytes, bytearray, Mapping, Set)
-
-
-@dataclass(slots=True)
-class _Decoded:
-    request: Request
-    instance: Any
-    timing: Timing
 
 
 class Observer(Protocol):
     """Whom a scorer tells how it goes; called in the thread that scores."""
 
     def stage(self, name: Literal["decode", "predict", "encode"], seconds: float) -> None:
-        """How long a call of ``score`` spent in a stage."""
+        """How long ``decode`` took for a call of ``score``, or the others for a batch of it."""
 
     def batch(self, size: int) -> None:
         """How many instances go to ``predict``."""
@@ -70,6 +65,7 @@ class Scorer:
     ) -> None:
         self._observer = observer
         self._blamed: BaseException | None = None
+        self._media_type = ""
         self._plugin = plugin
         self._model = model
         self._payload_bytes = payload_bytes
@@ -78,20 +74,23 @@ class Scorer:
 
     def score(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer every request, in order; never raises for a bad one."""
-        answers = [self._decode(request) for request in requests]
+        instances: list[Any] = []
+        began = perf_counter()
+        refusals = [self._decode(request, instances) for request in requests]
+        decode_ms = self._told("decode", began)
         failpoint("after_decode")
-        decoded = [item for item in answers if isinstance(item, _Decoded)]
+        decoded = [
+            request for request, refusal in zip(requests, refusals, strict=True) if refusal is None
+        ]
         scored: list[Answer] = []
         for start in range(0, len(decoded), self._max_batch_size):
-            scored += self._score_batch(decoded[start : start + self._max_batch_size])
+            batch = slice(start, start + self._max_batch_size)
+            scored += self._score_batch(decoded[batch], instances[batch], decode_ms)
         rest = iter(scored)
-        complete = [item if isinstance(item, Answer) else next(rest) for item in answers]
-        if self._observer is not None:
-            self._observer.stage("decode", sum(a.timing.decode for a in complete) / 1000)
-            self._observer.stage("encode", sum(a.timing.encode for a in complete) / 1000)
-        return complete
+        return [refusal or next(rest) for refusal in refusals]
 
-    def _decode(self, request: Request) -> _Decoded | Answer:
+    def _decode(self, request: Request, instances: list[Any]) -> Answer | None:
+        """Append the request's instance, or say why there is none."""
         payload, content_type = request.payload, request.content_type
         accepted = self._plugin.content_types
         if content_type is None:
@@ -114,9 +113,8 @@ class Scorer:
                 Status.PAYLOAD_TOO_LARGE,
                 f"the payload has {len(payload)} bytes, more than {self._payload_bytes}",
             )
-        began = perf_counter()
         try:
-            instance = self._plugin.decode(payload, content_type)
+            instances.append(self._plugin.decode(payload, content_type))
         except InvalidPayload as error:
             return problem(request, Status.INVALID_PAYLOAD, _text(error), _failure(error))
         except KeyboardInterrupt:
@@ -125,27 +123,40 @@ class Scorer:
             _log.warning("request %s: decode raised", request.id, exc_info=error)
             detail = f"the payload cannot be decoded ({type(error).__name__})"
             return problem(request, Status.INVALID_PAYLOAD, detail, _failure(error))
-        return _Decoded(request, instance, Timing(decode=(perf_counter() - began) * 1000))
+        return None
 
-    def _score_batch(self, batch: Sequence[_Decoded]) -> list[Answer]:
-        began = perf_counter()
-        predictions = self._predict([item.instance for item in batch])
-        elapsed = (perf_counter() - began) * 1000
+    def _score_batch(
+        self, requests: Sequence[Request], instances: Sequence[Any], decode_ms: float
+    ) -> list[Answer]:
         if self._observer is not None:
-            self._observer.batch(len(batch))
-            self._observer.stage("predict", elapsed / 1000)
+            self._observer.batch(len(instances))
+        began = perf_counter()
+        predictions = self._predict(instances)
+        predict_ms = self._told("predict", began)
         failpoint("after_predict")
-        answers = []
-        for item, prediction in zip(batch, predictions, strict=True):
-            item.timing.predict = elapsed
+        began = perf_counter()
+        answers = [
+            self._blame(request, prediction)
+            if isinstance(prediction, BaseException)
+            else self._encode(request, prediction)
+            for request, prediction in zip(requests, predictions, strict=True)
+        ]
+        stages = stage_times(decode_ms, predict_ms, self._told("encode", began))
+        for answer in answers:
+            answer.stages = stages
+        # An error's traceback holds the batch, and the batch's frame the error.
+        for prediction in predictions:
             if isinstance(prediction, BaseException):
-                answer = self._blame(item.request, prediction)
-            else:
-                answer = self._encode(item, prediction)
-            answer.timing = item.timing
-            answers.append(answer)
-        self._blamed = None  # its traceback holds the batch
+                prediction.__traceback__ = None
+        self._blamed = None
         return answers
+
+    def _told(self, stage: Literal["decode", "predict", "encode"], began: float) -> float:
+        """Tell the observer of a stage that ends now; how long it took, in ms."""
+        seconds = perf_counter() - began
+        if self._observer is not None:
+            self._observer.stage(stage, seconds)
+        return seconds * 1000
 
     def _predict(self, instances: Sequence[Any]) -> list[Any]:
         """One prediction for each instance, or the exception that it raised alone."""
@@ -197,17 +208,15 @@ class Scorer:
         detail = f"the model cannot score this payload ({type(error).__name__})"
         return problem(request, Status.MODEL_ERROR, detail, _failure(error))
 
-    def _encode(self, item: _Decoded, prediction: Any) -> Answer:
-        request = item.request
-        began = perf_counter()
+    def _encode(self, request: Request, prediction: Any) -> Answer:
         try:
             body, content_type = self._plugin.encode(prediction, request.accept)
             # What is neither bytes nor a media type must not get as far as the producer.
-            body = bytes(memoryview(body))
-            if "/" not in content_type or not (
-                content_type.isascii() and content_type.isprintable()
-            ):
-                raise ValueError(f"{content_type!r} is not a media type")
+            if type(body) is not bytes:
+                body = bytes(memoryview(body))
+            if content_type != self._media_type:
+                _check_media_type(content_type)
+                self._media_type = content_type
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -217,8 +226,12 @@ class Scorer:
         if len(body) > self._result_bytes:
             detail = f"the result has {len(body)} bytes, more than {self._result_bytes}"
             return problem(request, Status.MODEL_ERROR, detail)
-        item.timing.encode = (perf_counter() - began) * 1000
-        return Answer(request, Status.OK, content_type, body)
+        return Answer(request, _OK, content_type, body)
+
+
+def _check_media_type(text: str) -> None:
+    if "/" not in text or not (text.isascii() and text.isprintable()):
+        raise ValueError(f"{text!r} is not a media type")
 
 
 def _accepts(media_ranges: tuple[str, ...], content_type: str) -> bool:

@@ -18,7 +18,6 @@ from stream_scorer.kafka.at_least_once import AtLeastOnce
 from stream_scorer.kafka.consumer import AssignmentListener, RequestConsumer, Turn
 from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.exactly_once import ExactlyOnce
-from stream_scorer.kafka.offsets import OffsetTracker
 from stream_scorer.kafka.producer import AnswerProducer
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.kafka.topics import Topics
@@ -57,7 +56,7 @@ class Delivery(Protocol):
         """Do what is due; called again and again, never waits."""
 
     def in_flight(self) -> int:
-        """How many requests are taken, scored and not delivered."""
+        """How many records are published and not delivered."""
 
     def revoked(self, partitions: Sequence[int], timeout: float) -> None:
         """Partitions are about to go: get what is theirs to the broker, in ``timeout`` seconds."""
@@ -123,19 +122,17 @@ class Worker:
                 self._consumer,
                 self._routes,
                 model=model,
-                waiting=self._check_drain,
+                waiting=self._wait_for_broker,
                 largest_request=largest_request,
             )
-        tracker = OffsetTracker()
         producer = AnswerProducer(
             self._settings,
             self._routes,
             model=model,
-            delivered=tracker.finished,
             queue_full=self._stay_alive,
             largest_request=largest_request,
         )
-        return AtLeastOnce(self._consumer, producer, tracker)
+        return AtLeastOnce(self._consumer, producer, waiting=self._stay_alive)
 
     @property
     def stopping(self) -> bool:
@@ -184,7 +181,7 @@ class Worker:
         self._last_turn_ms = (ended - began) * 1000
         self._most = self._next_turn(answers)
         self._metrics.turn.observe(len(answers))
-        self._metrics.stage("queue", max(answer.timing.queue for answer in answers) / 1000)
+        self._metrics.stage("queue", max(answer.queue for answer in answers) / 1000)
         self._metrics.stage("publish", ended - scored)
         self._metrics.answered(answers)
 
@@ -204,7 +201,7 @@ class Worker:
         scored = iter(self._score(admitted) if admitted else ())
         complete = [answer or next(scored) for answer in answers]
         for request, answer in zip(requests, complete, strict=True):
-            answer.timing.queue = max(0.0, now - request.timestamp)
+            answer.queue = max(0.0, now - request.timestamp)
         return complete
 
     def _refuse(self, request: Request, now: float) -> Answer | None:
@@ -232,6 +229,11 @@ class Worker:
         self._consumer.keep_alive(PATIENCE / 4)
         self._delivery.serve()
         self._metrics.paused.set(self._consumer.paused)
+        self._pulse.beat()
+        self._check_drain()
+
+    def _wait_for_broker(self) -> None:
+        # Without a poll: the transaction in hand must not lose its partitions unseen.
         self._pulse.beat()
         self._check_drain()
 

@@ -55,7 +55,8 @@ def command(
         accept=accept,
     )
     (answer,) = loaded.scorer.score([request])
-    click.echo(f"{answer.status.value}, {answer.content_type}, {answer.timing}", err=True)
+    timing = answer.server_timing.decode()
+    click.echo(f"{answer.status.value}, {answer.content_type}, {timing}", err=True)
     click.echo(answer.body)
     if answer.status is not Status.OK:
         sys.exit(1)

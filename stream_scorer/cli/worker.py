@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -32,6 +33,9 @@ THREAD_VARIABLES: Final = (
     "TF_NUM_INTEROP_THREADS",
 )
 """What BLAS libraries and TensorFlow read once, when they are loaded."""
+
+GARBAGE_THRESHOLD: Final = 50_000
+"""Objects made and not freed, after which Python looks for garbage: about a turn's."""
 
 
 @click.command("worker", short_help="Consume requests, score them, publish the answers.")
@@ -93,6 +97,11 @@ def _work(settings: Settings, supervised: bool) -> None:
     loaded = load_scorer(settings, metrics)
     topics.wait_for_broker(settings.worker.startup_timeout)
     topics.ensure()
+    # What is loaded stays, and the objects of a turn, tens of thousands, stay until its end: to
+    # look through them for garbage every few hundred finds nothing (docs/performance.md).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
     worker = Worker(settings, topics, loaded.scorer, loaded.model.header, metrics, pulse)
     _stop_on_signals(worker)
     if supervised:

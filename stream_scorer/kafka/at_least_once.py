@@ -1,8 +1,8 @@
-"""At least once: an offset is committed when everything before it is delivered."""
+"""At least once: offsets are committed when all that was published before them is delivered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Final
@@ -10,7 +10,6 @@ from typing import Final
 from stream_scorer.failpoints import failpoint
 from stream_scorer.kafka.consumer import RequestConsumer, Turn
 from stream_scorer.kafka.counts import Counts
-from stream_scorer.kafka.offsets import OffsetTracker
 from stream_scorer.kafka.producer import AnswerProducer, DeliveryFailed
 from stream_scorer.protocol import Answer
 
@@ -20,83 +19,116 @@ COMMIT_INTERVAL: Final = 0.1
 LIGHT_TURN: Final = 16
 """Up to so many requests in a turn there is no backlog: their answers are sent at once."""
 
+_DELIVERY_WAIT: Final = 0.05
+
+_REFUSALS: Final = 4
+"""How often a record and what stands in for it can be refused before all of it is delivered."""
+
 
 class AtLeastOnce:
-    """Publishes turns without waiting, and commits behind the delivery reports.
+    """Publishes turns without waiting, and commits a turn while the next one is scored.
+
+    The broker's acknowledgements are not followed one by one, which would cost as much as scoring
+    does: a commit waits until nothing is in flight. By then the next turn has been scored, so
+    there is seldom anything to wait for.
 
     Args:
         consumer: whose turns are delivered.
-        producer: what publishes; its ``delivered`` must be ``tracker.finished``.
-        tracker: what is started and finished.
+        producer: what publishes.
+        waiting: called again and again while the broker is slow; may raise to give up.
     """
 
     def __init__(
-        self, consumer: RequestConsumer, producer: AnswerProducer, tracker: OffsetTracker
+        self, consumer: RequestConsumer, producer: AnswerProducer, waiting: Callable[[], None]
     ) -> None:
         self._consumer = consumer
         self._producer = producer
-        self._tracker = tracker
+        self._waiting = waiting
         self.counts = Counts()
+        # The next offset to read, by partition, of what is published and of what is committed.
+        self._published: dict[int, int] = {}
         self._committed: dict[int, int] = {}
         self._committed_at = 0.0
 
     def deliver(self, turn: Turn, answers: Sequence[Answer]) -> None:
-        """Queue a turn's answers; waits only while the producer's queue is full.
+        """Queue a turn's answers, once those before are committed where that is due.
 
         Raises:
             DeliveryFailed: an answer could not be delivered.
         """
-        # Revoked since the turn was taken: it is, or will be, answered by another.
-        owned = [a for a in answers if self._consumer.still_owned(turn, a.request.partition)]
-        for answer in owned:
-            self._tracker.started(answer.request.partition, answer.request.offset)
-        for number, answer in enumerate(owned):
-            if number == len(owned) // 2:
+        while self._due():
+            if self._producer.flush(_DELIVERY_WAIT) == 0:
+                self._commit()
+            else:
+                self._waiting()
+        middle = len(answers) // 2
+        for number, answer in enumerate(answers):
+            if number == middle:
                 failpoint("mid_produce")
-            # Asked again: partitions may go while the queue is full.
-            if self._consumer.still_owned(turn, answer.request.partition):
+            request = answer.request
+            # Revoked since the turn was taken: it is, or will be, answered by another. Asked for
+            # each, since partitions may go while the queue is full.
+            if self._consumer.still_owned(turn, request.partition):
                 self._producer.publish(answer)
+                # And again: what went meanwhile must not be committed from here any more.
+                if self._consumer.still_owned(turn, request.partition):
+                    self._published[request.partition] = request.offset + 1
         failpoint("after_produce")
         if len(answers) <= LIGHT_TURN:
             self._producer.flush(0.001)
 
     def serve(self) -> None:
-        """Serve delivery reports, and commit when the time has come.
+        """Learn of failures, and commit when that is due and all is delivered.
 
         Raises:
             DeliveryFailed: an answer could not be delivered.
         """
         self._producer.poll()
-        if monotonic() - self._committed_at < COMMIT_INTERVAL:
-            return
-        offsets = self._tracker.committable()
-        # A commit of nothing is an error to the client.
-        if offsets and (self._consumer.commit_failed or offsets != self._committed):
-            self._consumer.commit_failed = False
-            self._consumer.commit(offsets, wait=False)
-            self.counts.commits += 1
-            failpoint("after_commit")
-        self._committed = offsets
-        self._committed_at = monotonic()
+        if self._due() and self._producer.in_flight() == 0:
+            self._commit()
 
     def in_flight(self) -> int:
-        """Requests that are published and not delivered."""
-        return self._tracker.in_flight()
+        """Records that are published and not delivered."""
+        return self._producer.in_flight()
 
     def revoked(self, partitions: Sequence[int], timeout: float) -> None:
         """Deliver and commit what is published of partitions that are about to go."""
-        # After a failure what is finished counts all the same; the loop meets it again.
+        deadline = monotonic() + timeout
+        # After a failure nothing is committed; the loop meets it again.
         with suppress(DeliveryFailed):
-            self._producer.flush(max(0.001, timeout))
-        if offsets := self._tracker.committable(partitions):
-            self._consumer.commit(offsets, wait=True)
-            self.counts.commits += 1
-        self._tracker.forget(partitions)
+            left = 1
+            for _ in range(_REFUSALS):
+                seconds = max(0.001, deadline - monotonic())
+                # Waiting for room would poll the consumer, which has just called us.
+                left = self._producer.flush(seconds, wait_for_room=False)
+                if left == 0:
+                    break
+            offsets = {p: self._published[p] for p in partitions if p in self._published}
+            # A commit of nothing is an error to the client.
+            if offsets and left == 0:
+                self._consumer.commit(offsets, wait=True)
+                self.counts.commits += 1
+        self.lost(partitions)
 
     def lost(self, partitions: Sequence[int]) -> None:
         """Forget partitions that are another's already."""
-        self._tracker.forget(partitions)
+        for partition in partitions:
+            self._published.pop(partition, None)
 
     def abandon(self) -> int:
         """Forget what is not delivered, at the very end; how many records that was."""
         return self._producer.abandon()
+
+    def _due(self) -> bool:
+        if not self._published or monotonic() - self._committed_at < COMMIT_INTERVAL:
+            return False
+        return self._consumer.commit_failed or self._published != self._committed
+
+    def _commit(self) -> None:
+        """Commit what is published; all of it has to be delivered."""
+        self._committed = dict(self._published)
+        self._committed_at = monotonic()
+        self._consumer.commit_failed = False
+        self._consumer.commit(self._committed, wait=False)
+        self.counts.commits += 1
+        failpoint("after_commit")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from confluent_kafka import KafkaError
 
@@ -69,7 +69,7 @@ class Output:
         if answer is None:
             return None
         request = answer.request
-        headers: Headers = [*answer.headers(model)]
+        headers = cast("Headers", answer.headers(model))
         return Record(routes.address(request), request.key, answer.body, headers)
 
     def letter_record(self, routes: Routes, topic: str) -> Record | None:
@@ -107,7 +107,9 @@ class Output:
         else:
             return False
         _log.warning("request %s: %s (%s)", request.id, detail, error.str())
-        self.answer = replace(problem(request, status, detail), timing=answer.timing)
+        self.answer = replace(
+            problem(request, status, detail), stages=answer.stages, queue=answer.queue
+        )
         if self.letter is None:
             self.letter = replace(self.answer, request=self.request)
         return True

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import partial
+from time import monotonic
+from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
-from stream_scorer.kafka.clients import BrokerTrouble, producer_properties, wrong_property
+from stream_scorer.kafka.clients import (
+    ONLY_ERRORS,
+    BrokerTrouble,
+    producer_properties,
+    wrong_property,
+)
 from stream_scorer.kafka.outputs import TOO_LARGE, Output, Record
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer
 
 _FULL_QUEUE_WAIT: Final = 0.1
 
-_ALONE_WAIT: Final = 1.0
+_ALONE_WAIT: Final = 0.1
 """Seconds to wait for an empty queue, before and after a record that is sent alone."""
+
+_ALONE_TIME: Final = 0.5
+"""Seconds after which the rest of those has to wait for its next turn."""
 
 Report = Callable[[KafkaError | None, Message | None], None]
 
@@ -28,29 +37,16 @@ class DeliveryFailed(OperationError):
     """The broker did not take an answer: its request must not be committed."""
 
 
-@dataclass(slots=True)
-class _Pending:
-    """What a request led to, and how many of its records are still owed."""
-
-    output: Output
-    owed: int
-
-
-class _Send(Protocol):
-    def __call__(self, pending: _Pending, *, alone: bool) -> None: ...
-
-
 class AnswerProducer:
-    """Publishes answers and dead letters, and says when all of a request's records are delivered.
+    """Publishes answers and dead letters, puts others in place of what is refused, and loses none.
 
-    Used by one thread; delivery reports are served in ``poll`` and ``flush``.
+    Used by one thread; refusals are seen to in ``poll`` and ``flush``. With nothing in flight and
+    no failure raised, all that was published is acknowledged by the broker.
 
     Args:
         settings: the settings.
         routes: where answers go.
         model: the ``model`` header of every answer.
-        delivered: called with a request's partition and offset once everything it led to is
-            acknowledged by the broker.
         queue_full: called again and again while the queue is full; may raise to give up.
         largest_request: the largest record on the requests topic, in bytes.
 
@@ -64,20 +60,19 @@ class AnswerProducer:
         routes: Routes,
         *,
         model: str,
-        delivered: Callable[[int, int], None],
         queue_full: Callable[[], None],
         largest_request: int = 0,
     ) -> None:
         self._dead_letters = settings.topics.dead_letters
         self._routes = routes
         self._model = model.encode()
-        self._delivered = delivered
         self._queue_full = queue_full
-        self._again: list[Callable[[], None]] = []
+        self._again: deque[Callable[[], None]] = deque()
         self._alone: deque[Callable[[], None]] = deque()
-        self._retrying = False
+        self._sending_again = False
+        self._wait_for_room = True
         self._failure: KafkaError | None = None
-        properties = producer_properties(settings, largest_request)
+        properties = producer_properties(settings, largest_request) | ONLY_ERRORS
         try:
             self._producer = Producer(properties | {"error_cb": BrokerTrouble()})
         except (KafkaException, ValueError, TypeError) as error:
@@ -85,12 +80,10 @@ class AnswerProducer:
 
     def publish(self, answer: Answer) -> None:
         """Queue an answer and, where its status says so, a dead letter; waits while it is full."""
-        # One more is owed until both are queued: the first may be delivered before the second is.
-        pending = _Pending(Output.of(answer), owed=1)
-        self._send_letter(pending)
-        self._send_answer(pending)
-        self._finish(pending)
-        self._retry()
+        output = Output.of(answer)
+        if output.letter is not None:
+            self._send_letter(output)
+        self._send_answer(output)
 
     def poll(self) -> None:
         """Serve delivery reports without waiting.
@@ -101,11 +94,12 @@ class AnswerProducer:
         self._producer.poll(0)
         self._settle()
 
-    def flush(self, timeout: float) -> int:
+    def flush(self, timeout: float, *, wait_for_room: bool = True) -> int:
         """Send what is queued at once, whatever ``linger.ms`` is, and wait for delivery reports.
 
         Args:
             timeout: seconds; below 0.001 nothing is sent.
+            wait_for_room: whether ``queue_full`` may be called, for what is sent again.
 
         Returns:
             How many records are not delivered yet.
@@ -114,93 +108,87 @@ class AnswerProducer:
             DeliveryFailed: as for ``poll``.
         """
         self._producer.flush(timeout)
-        self._settle()
-        return len(self._producer)
+        self._wait_for_room = wait_for_room
+        try:
+            self._settle()
+        finally:
+            self._wait_for_room = True
+        return self.in_flight()
+
+    def in_flight(self) -> int:
+        """How many records are not delivered yet."""
+        return len(self._producer) + len(self._again) + len(self._alone)
 
     def abandon(self) -> int:
         """Forget what is not delivered, at the very end; how many records that was."""
-        left = len(self._producer)
+        left = self.in_flight()
         self._producer.purge()
         return left
 
     def _settle(self) -> None:
-        self._retry()
+        self._send_again()
         if self._failure is not None:
             raise DeliveryFailed(f"an answer could not be delivered: {self._failure.str()}")
 
-    def _retry(self) -> None:
-        # Not within itself: a full queue is waited for by what serves reports too.
-        if self._retrying:
+    def _send_again(self) -> None:
+        # With an empty queue there is room, and what has to be alone is. An item leaves its list
+        # when it is queued: until then it must count as in flight, whatever happens.
+        if self._sending_again or len(self._producer) > 0:
             return
-        self._retrying = True
+        self._sending_again = True
         try:
             while self._again:
-                retries, self._again = self._again, []
-                for retry in retries:
-                    retry()
-            while self._alone and self._producer.flush(_ALONE_WAIT) == 0:
-                self._alone.popleft()()
+                self._again[0]()
+                self._again.popleft()
+            until = monotonic() + _ALONE_TIME
+            while self._alone and monotonic() < until and self._producer.flush(_ALONE_WAIT) == 0:
+                self._alone[0]()
+                self._alone.popleft()
                 self._producer.flush(_ALONE_WAIT)
+        except BufferError:
+            pass  # the next time
         finally:
-            self._retrying = False
+            self._sending_again = False
 
-    def _send_answer(self, pending: _Pending, *, alone: bool = False) -> None:
-        output = pending.output
+    def _send_answer(self, output: Output, *, alone: bool = False) -> None:
+        record = output.answer_record(self._routes, self._model)
+        if record is not None:
+            self._produce(record, partial(self._answer_refused, output, alone))
 
-        def report(error: KafkaError | None, message: Message | None) -> None:
-            if error is None:
-                self._finish(pending)
-                return
-            if message is not None and not alone and error.code() in TOO_LARGE:
-                self._send_alone(pending, self._send_answer)
-                return
-            had_letter = output.letter is not None
-            if not output.answer_refused(error):
-                self._failure = error
-                return
-            # Not here: a delivery report is no place to wait for room in the queue.
-            self._again.append(lambda: self._send_answer(pending))
-            self._again.append(lambda: self._finish(pending))
-            if not had_letter:
-                self._again.append(lambda: self._send_letter(pending))
+    def _send_letter(self, output: Output, *, alone: bool = False) -> None:
+        record = output.letter_record(self._routes, self._dead_letters)
+        if record is not None:
+            self._produce(record, partial(self._letter_refused, output, alone))
 
-        if (record := output.answer_record(self._routes, self._model)) is not None:
-            self._produce(pending, record, report)
+    # A delivery report is no place to wait for room in the queue: what has to be sent again is
+    # put aside. A batch that the broker refuses for its size may hold small records, so each of
+    # them is sent once more by itself.
 
-    def _send_letter(self, pending: _Pending, *, alone: bool = False) -> None:
-        output = pending.output
+    def _answer_refused(
+        self, output: Output, alone: bool, error: KafkaError, message: Message | None
+    ) -> None:
+        if message is not None and not alone and error.code() in TOO_LARGE:
+            self._alone.append(partial(self._send_answer, output, alone=True))
+            return
+        had_letter = output.letter is not None
+        if not output.answer_refused(error):
+            self._failure = error
+            return
+        self._again.append(partial(self._send_answer, output))
+        if not had_letter:
+            self._again.append(partial(self._send_letter, output))
 
-        def report(error: KafkaError | None, message: Message | None) -> None:
-            if error is None:
-                self._finish(pending)
-            elif message is not None and not alone and error.code() in TOO_LARGE:
-                self._send_alone(pending, self._send_letter)
-            elif output.letter_refused(error):
-                self._again.append(lambda: self._send_letter(pending))
-                self._again.append(lambda: self._finish(pending))
-            else:
-                self._failure = error
+    def _letter_refused(
+        self, output: Output, alone: bool, error: KafkaError, message: Message | None
+    ) -> None:
+        if message is not None and not alone and error.code() in TOO_LARGE:
+            self._alone.append(partial(self._send_letter, output, alone=True))
+        elif output.letter_refused(error):
+            self._again.append(partial(self._send_letter, output))
+        else:
+            self._failure = error
 
-        if (record := output.letter_record(self._routes, self._dead_letters)) is not None:
-            self._produce(pending, record, report)
-
-    def _send_alone(self, pending: _Pending, send: _Send) -> None:
-        """Have a record sent again by itself: the broker refuses whole batches for their size."""
-
-        def again() -> None:
-            send(pending, alone=True)
-            self._finish(pending)
-
-        self._alone.append(again)
-
-    def _finish(self, pending: _Pending) -> None:
-        pending.owed -= 1
-        if pending.owed == 0:
-            request = pending.output.request
-            self._delivered(request.partition, request.offset)
-
-    def _produce(self, pending: _Pending, record: Record, report: Report) -> None:
-        pending.owed += 1
+    def _produce(self, record: Record, report: Report) -> None:
         while True:
             try:
                 self._producer.produce(
@@ -212,6 +200,8 @@ class AnswerProducer:
                     headers=record.headers,
                 )
             except BufferError:
+                if not self._wait_for_room:
+                    raise
                 self._producer.poll(_FULL_QUEUE_WAIT)
                 self._queue_full()
             except KafkaException as error:

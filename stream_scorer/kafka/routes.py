@@ -41,6 +41,7 @@ class Routes:
         self._topics = topics
         self._counts = counts
         self._look_again: dict[str, float] = {}
+        self._addresses: dict[tuple[str, int], Address] = {}
 
     def refusal(self, request: Request) -> str | None:
         """Why the request's reply address cannot be used; ``None`` where it can.
@@ -72,7 +73,12 @@ class Routes:
 
     def beside(self, request: Request, topic: str) -> Address:
         """The partition of a topic that matches the request's partition."""
-        return Address(topic, request.partition % max(1, self._count(topic, at_least=1)))
+        partition = request.partition % (self._count(topic, at_least=1) or 1)
+        # PERF: once a request; that of the last one is mostly there. Topics are few: they exist.
+        found = self._addresses.get((topic, partition))
+        if found is None:
+            found = self._addresses[topic, partition] = Address(topic, partition)
+        return found
 
     def _count(self, topic: str, at_least: int) -> int:
         count = self._counts.partitions(topic)

@@ -19,6 +19,7 @@ from stream_scorer.plugins.plugin import InvalidPayload
 _NAMES: Final = frozenset({str})
 _NUMBERS: Final = frozenset({int, float})
 _LARGEST: Final = float(np.finfo(np.float32).max)
+_NO_NAMES: Final = '"columns" must be a list of names'
 _MOST_NAMES: Final = 10
 _LONGEST_NAME: Final = 60
 
@@ -48,16 +49,19 @@ def decode_split_json(
     if not isinstance(table, dict) or "columns" not in table or "data" not in table:
         raise InvalidPayload('expected a JSON object with "columns" and "data" (pandas-split)')
     sent, data = table["columns"], table["data"]
-    if not isinstance(sent, list) or not _NAMES.issuperset(map(type, sent)):
-        raise InvalidPayload('"columns" must be a list of names')
+    if not isinstance(sent, list):
+        raise InvalidPayload(_NO_NAMES)
     if not isinstance(data, list) or not data:
         raise InvalidPayload('"data" must be a list of rows, and hold at least one')
-    pick = _picker(tuple(sent), tuple(columns), tuple(ignored))
+    try:
+        pick = _picker(tuple(sent), tuple(columns), tuple(ignored))
+    except TypeError:  # a list or an object among them, which cannot be looked up
+        raise InvalidPayload(_NO_NAMES) from None
     # PERF: this runs once a request. The checks below are loops in C over all rows together; only
     # where one fails is the table walked again, to say where.
     if set(map(type, data)) != {list} or set(map(len, data)) != {len(sent)}:
         raise InvalidPayload(_misshapen_row(data, len(sent)))
-    values = list(chain.from_iterable(map(pick, data)))
+    values = list(chain.from_iterable(data if pick is None else map(pick, data)))
     # No value is larger than the length of the vector they all make: one call for all of them.
     if not _NUMBERS.issuperset(map(type, values)) or math.hypot(*values) > _LARGEST:
         _check_cells(values, columns)
@@ -67,8 +71,12 @@ def decode_split_json(
 @lru_cache(maxsize=256)  # producers send the same header again and again
 def _picker(
     sent: tuple[str, ...], columns: tuple[str, ...], ignored: tuple[str, ...]
-) -> Callable[[list[Any]], Sequence[Any]]:
-    """What takes the model's values, in its order, out of a row as it was sent."""
+) -> Callable[[list[Any]], Sequence[Any]] | None:
+    """What takes the model's values, in its order, out of a row; ``None`` where they are a row."""
+    if not _NAMES.issuperset(map(type, sent)):
+        raise InvalidPayload(_NO_NAMES)
+    if sent == columns:
+        return None
     present = set(sent)
     if missing := [name for name in columns if name not in present]:
         raise InvalidPayload(f"missing columns: {_listed(missing)}")

@@ -1,6 +1,6 @@
 """Members that join and leave one group at any moment, until the time is over.
 
-    python -m tests.faults.leaving BOOTSTRAP TOPIC SECONDS
+    python -m tests.faults.leaving BOOTSTRAP TOPIC DELIVERY SECONDS
 
 A process of its own: a member that hangs as it leaves takes the interpreter's lock with it.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from stream_scorer.config import Settings
 from stream_scorer.kafka.consumer import AssignmentListener, RequestConsumer
@@ -32,7 +32,6 @@ class Member:
         self.consumer.subscribe()
         self.leaving = False
         self.refused = 0
-        self.committed = 0
 
     def commit(self, partitions: Sequence[int]) -> None:
         self.consumer.commit_failed = False
@@ -51,34 +50,32 @@ class Member:
 
 
 def main() -> None:
-    bootstrap, topic, seconds = sys.argv[1:]
-    settings = Settings.model_validate(
-        {
-            "kafka": {
-                "bootstrap.servers": bootstrap,
-                "consumer": {"session.timeout.ms": 6_000, "heartbeat.interval.ms": 1_000},
-            },
-            "topics": {"requests": topic},
-            "worker": {"group": topic},
-        }
-    )
+    bootstrap, topic, delivery, seconds = sys.argv[1:]
+    sections = {
+        "kafka": {
+            "bootstrap.servers": bootstrap,
+            "consumer": {"session.timeout.ms": 6_000, "heartbeat.interval.ms": 1_000},
+        },
+        "topics": {"requests": topic},
+    }
     end = time.monotonic() + float(seconds)
     left: list[Member] = []
 
-    def come_and_go(seed: int) -> None:
-        chance = random.Random(seed)
+    def come_and_go(slot: int) -> None:
+        chance = random.Random(slot)
+        worker = {"group": topic, "delivery": delivery, "instance_id": topic, "slot": slot}
+        settings = Settings.model_validate(sections | {"worker": worker})
         while time.monotonic() < end:
             member = Member(settings)
             member.live(chance)
             left.append(member)
 
-    threads = [threading.Thread(target=come_and_go, args=[seed]) for seed in range(MEMBERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(MEMBERS) as threads:
+        for done in [threads.submit(come_and_go, slot) for slot in range(MEMBERS)]:
+            done.result()
     refused = sum(member.refused for member in left)
-    sys.stdout.write(f"{len(left)} left, {refused} could not commit\n")
+    kept = sum(member.consumer.assigned for member in left)
+    sys.stdout.write(f"{len(left)} left, {refused} could not commit, {kept} kept partitions\n")
 
 
 if __name__ == "__main__":

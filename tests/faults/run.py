@@ -20,12 +20,11 @@ from tests.faults.verifier import AnswerReader, Cluster, Verdict, verify
 MAX_TURN = 50
 PREDICT_MS = 2.0
 
-TURNS_IN_FLIGHT = 4
+TURNS_IN_FLIGHT = 3
 """Turns of a worker whose answers may be published and not committed, at least once.
 
-A turn here takes 0.1 s, and so does ``COMMIT_INTERVAL``: what was published since the last commit
-was sent is two turns at most; one more is in the producer's hands, and one was behind a commit
-that was under way.
+One is being published; the one before it is committed by a request that may not have been sent
+yet; and a commit is not made more often than every ``COMMIT_INTERVAL``, which is a turn here.
 """
 
 ANSWER_TIMEOUT = 90.0
@@ -117,8 +116,27 @@ class Run:
         self.answered(done + share // 2)
 
     def trickle(self, count: int) -> None:
-        """Let some more requests come while a fault is waited for, but not all of them."""
+        """Let some more requests come while a fault is waited for.
+
+        Not all of them: what is kept for later faults is touched when all others are answered.
+        """
+        if len(self.reader.numbers) >= self.requests - self._keep:
+            self._keep = max(0, self._keep - count)
         self.stream.release(min(self.stream.released + count, self.requests - self._keep))
+
+    def at_rest(self, timeout: float = ANSWER_TIMEOUT) -> None:
+        """Wait until every worker there is has answered something: the group has rebalanced.
+
+        Commits wait for the end of a rebalance, so that a worker which dies in one leaves more
+        behind than ``TURNS_IN_FLIGHT``.
+        """
+
+        def heard_of_all() -> bool:
+            self.trickle(10)
+            names = [worker.name for worker in self.fleet.slots.values()]
+            return all(name in self.reader.first_seen for name in names)
+
+        self.reader.wait_for("answer of each worker", heard_of_all, timeout)
 
     def answered(self, count: int, timeout: float = ANSWER_TIMEOUT) -> None:
         """Wait until ``count`` requests have an answer.

@@ -24,7 +24,8 @@ def test_broker_hangs_and_crashes(
 ) -> None:
     faults: list[Callable[[KafkaServer], None]] = [freeze_broker, crash_broker]
     run = make_run(delivery, requests=6_000)
-    with running(run, slots=3):
+    slots = 3
+    with running(run, slots=slots):
         for number, fault in enumerate(faults):
             run.pace(number, len(faults))
             run.everyone_hit(partial(fault, kafka_server))
@@ -32,3 +33,4 @@ def test_broker_hangs_and_crashes(
     report(verdict)
     assert not run.invalid(len(faults))
     assert not verdict.failures
+    assert run.ended_alone <= len(faults) * slots

@@ -21,11 +21,14 @@ def test_twenty_kills(delivery: str, session: float, make_run: MakeRun, report: 
     with running(run, slots=3):
         for number in range(kills):
             run.pace(number, kills)
+            if delivery == "at_least_once":
+                run.at_rest()
             run.kill(run.victim())
         verdict = run.verdict()
     report(verdict)
     assert not run.invalid(kills)
     assert not verdict.failures
+    assert run.ended_alone == 0
     if delivery == "exactly_once":
         # Half of them at least: one may meet the next kill, or a machine that is busy elsewhere.
         assert statistics.median(run.next_commits()) <= NEXT_COMMIT_LIMIT
@@ -47,3 +50,4 @@ def test_a_kill_at_every_failpoint(
     report(verdict)
     assert not run.invalid(len(names))
     assert not verdict.failures
+    assert run.ended_alone == 0

@@ -38,7 +38,7 @@ def test_answers_and_dead_letters_are_counted_by_status() -> None:
     assert value("scorer_requests_total", "expired") == 1
     assert value("scorer_dead_letters_total", "invalid-payload") == 1
     assert value("scorer_dead_letters_total", "model-error") == 1
-    assert value("scorer_dead_letters_total", "expired") is None
+    assert value("scorer_dead_letters_total", "expired") == 0
 
 
 @pytest.mark.parametrize("stage", ["queue", "decode", "predict", "encode", "publish"])

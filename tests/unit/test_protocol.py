@@ -14,11 +14,11 @@ from stream_scorer.protocol import (
     Failure,
     Request,
     Status,
-    Timing,
     last_header,
     printable,
     problem,
     problem_body,
+    stage_times,
 )
 from tests.fakes import request
 
@@ -184,8 +184,9 @@ def test_an_answer_carries_the_headers_of_the_contract() -> None:
     asked = request(
         3, 14, correlation_id=b"\x00\xff", passed_through=[("x-a", b"1"), ("x-a", b"2")]
     )
-    timing = Timing(queue=1.25, decode=0.5, predict=2, encode=0.0004)
-    answer = Answer(asked, Status.OK, "application/json", b"[]", timing)
+    answer = Answer(
+        asked, Status.OK, "application/json", b"[]", stage_times(0.5, 2, 0.0004), queue=1.25
+    )
     assert answer.headers("modèle; version=1".encode()) == [
         ("content-type", b"application/json"),
         ("status", b"ok"),
