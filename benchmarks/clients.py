@@ -16,6 +16,7 @@ CONSUMER: Final[Properties] = {
     "queued.max.messages.kbytes": 16 * 1024,
     "fetch.max.bytes": 16 * 1024 * 1024,
     "fetch.wait.max.ms": 10,
+    "fetch.queue.backoff.ms": 10,
     "check.crcs": True,
 }
 """How requests are fetched."""

@@ -110,6 +110,9 @@ def consumer_properties(settings: Settings) -> dict[str, Any]:
             "queued.max.messages.kbytes": FETCH_BYTES // 1024,
             "fetch.max.bytes": max(FETCH_BYTES, largest),
             "fetch.wait.max.ms": 10,
+            # Once the queue was full the client looks again after this, by default a second: under
+            # load it had run empty by then.
+            "fetch.queue.backoff.ms": 10,
             "check.crcs": True,
         }
         | given
