@@ -32,9 +32,6 @@ POLL_TIMEOUT: Final = 0.1
 PATIENCE: Final = 0.2
 """Seconds a turn may be scored before the owner begins to poll beside it."""
 
-LEAVE_TIME: Final = 1.0
-"""Seconds to leave the group in, though all the time to drain was used up."""
-
 FIRST_TURN: Final = 64
 """The most requests in the first turn, before it is known how large answers are."""
 
@@ -276,6 +273,6 @@ class Worker:
     def _close(self) -> None:
         self._pulse.set_ready(False)
         failpoint("before_close")
-        self._consumer.close(max(LEAVE_TIME, self._drain_time()))
+        self._consumer.close(self._drain_time())
         if left := self._delivery.abandon():
             _log.error("%d records were not delivered; their requests will be read again", left)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
 
 from stream_scorer.plugins import Plugin
 from stream_scorer.protocol import Answer, Request, Status
@@ -182,7 +182,10 @@ class FakeConsumer:
         self.paused: set[int] = set()
         self.sought: list[tuple[int, int]] = []
         self.commits: list[dict[int, int]] = []
-        self.asynchronous: list[bool] = []
+        self.positions: dict[int, int] = {}
+        """The committed offset of each partition."""
+        self.waited: list[dict[int, int]] = []
+        """What was committed each time that the broker was asked for it."""
         self.commit_error: KafkaError | None = None
         self.consume_calls: list[tuple[int, float]] = []
         self.polls: list[float] = []
@@ -268,22 +271,25 @@ class FakeConsumer:
         assert place.partition not in self.paused
         self.sought.append((place.partition, place.offset))
 
-    def commit(
-        self, *, offsets: list[TopicPartition], asynchronous: bool = True
-    ) -> list[TopicPartition] | None:
+    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
         assert not self.closed
+        assert asynchronous, "a synchronous commit never returns where the broker is gone"
         assert all(place.topic == REQUESTS and place.offset >= 0 for place in offsets)
         self.commits.append({place.partition: place.offset for place in offsets})
-        self.asynchronous.append(asynchronous)
         # As the client answers a commit of nothing.
         nothing = None if offsets else KafkaError(KafkaError._NO_OFFSET, "No offset stored")
         error = self.commit_error or nothing
-        if not asynchronous:
-            if error is not None:
-                raise KafkaException(error)
-            return offsets
+        if error is None:
+            self.positions |= self.commits[-1]
         self._queue.appendleft(lambda: self.properties["on_commit"](error, offsets))
-        return None
+
+    def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        assert timeout > 0
+        self.waited.append(dict(self.positions))
+        found = _places(place.partition for place in places)
+        for place in found:
+            place.offset = self.positions.get(place.partition, OFFSET_INVALID)
+        return found
 
     def unsubscribe(self) -> None:
         def revoke() -> None:

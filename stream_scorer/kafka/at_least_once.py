@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Final
 
 from stream_scorer.failpoints import failpoint
-from stream_scorer.kafka.consumer import RequestConsumer, Turn
+from stream_scorer.kafka.consumer import LEAVE_TIME, RequestConsumer, Turn
 from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.producer import AnswerProducer, DeliveryFailed
 from stream_scorer.protocol import Answer
@@ -106,7 +106,7 @@ class AtLeastOnce:
             offsets = {p: self._published[p] for p in partitions if p in self._published}
             # A commit of nothing is an error to the client.
             if offsets and left == 0:
-                self._consumer.commit(offsets, wait=True)
+                self._consumer.commit(offsets, timeout=max(LEAVE_TIME, deadline - monotonic()))
                 self.counts.commits += 1
         self.lost(partitions)
 
@@ -129,6 +129,6 @@ class AtLeastOnce:
         self._committed = dict(self._published)
         self._committed_at = monotonic()
         self._consumer.commit_failed = False
-        self._consumer.commit(self._committed, wait=False)
+        self._consumer.commit(self._committed)
         self.counts.commits += 1
         failpoint("after_commit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from stream_scorer.background import BackgroundThread
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
 from stream_scorer.kafka.clients import BrokerTrouble, consumer_properties, wrong_property
@@ -22,6 +24,9 @@ _log = logging.getLogger(__name__)
 STATISTICS_EVERY: Final = 5.0
 
 _COMMITTED_TIMEOUT: Final = 30.0
+
+LEAVE_TIME: Final = 1.0
+"""Seconds for a last word to the broker, though all the time there was is used up."""
 
 _LEAVE_POLL: Final = 0.05
 
@@ -206,19 +211,27 @@ class RequestConsumer:
         """Whether a partition has been ours without a break since the turn was taken."""
         return self._epochs.get(partition, -1) == turn.epochs.get(partition)
 
-    def commit(self, offsets: dict[int, int], *, wait: bool) -> None:
+    def commit(self, offsets: dict[int, int], *, timeout: float = 0.0) -> None:
         """Commit the next offsets to read, by partition.
 
         A commit that fails is logged and told by ``commit_failed``, not raised: it can be made
         again, or the requests are read again.
+
+        Args:
+            offsets: the next offset of each partition.
+            timeout: seconds to wait until the broker has it; 0 not to wait.
         """
         topic = self._settings.topics.requests
         positions = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
         try:
-            if wait:
-                self._consumer.commit(offsets=positions, asynchronous=False)
-            else:
-                self._consumer.commit(offsets=positions, asynchronous=True)
+            self._consumer.commit(offsets=positions, asynchronous=True)
+            # Not by a synchronous commit, which has no timeout and never returns where the broker
+            # is gone. A question on the same connection is answered after what came before it.
+            if timeout and any(
+                place.offset < offsets[place.partition]
+                for place in self._consumer.committed(positions, timeout)
+            ):
+                self.commit_failed = True
         except KafkaException as error:
             self._on_commit(error.args[0], positions)
 
@@ -251,18 +264,26 @@ class RequestConsumer:
         """Leave the group; ``revoked`` is told first.
 
         Args:
-            timeout: seconds that a rebalance under way has to come to its end.
+            timeout: seconds that a rebalance under way has to come to its end, and the broker to
+                answer; ``LEAVE_TIME`` at least. After them our session has to run out.
         """
         # Not by close() alone: an assignment that comes within it makes us leave before we are
         # told of the revocation, so that no commit is taken, and close() may never return, with
         # the interpreter's lock in its hands (librdkafka 2.16.0, its issues 4041 and 4527).
         self._consumer.unsubscribe()
-        deadline = monotonic() + timeout
+        deadline = monotonic() + max(LEAVE_TIME, timeout)
         self._poll(0)
         while self._epochs and monotonic() < deadline:
             self._poll(_LEAVE_POLL)
         self._held = []
-        self._consumer.close()
+        # It waits for commits under way, and does so for good where the broker is gone.
+        closing: BackgroundThread[None, None] = BackgroundThread(
+            lambda _: self._consumer.close(), "closing"
+        )
+        try:
+            closing.submit(None).result(max(LEAVE_TIME, deadline - monotonic()))
+        except NotYet:
+            _log.warning("the broker does not answer: left the group without telling it")
 
     def _places(self, partitions: Iterable[int]) -> list[TopicPartition]:
         topic = self._settings.topics.requests

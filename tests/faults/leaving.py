@@ -36,7 +36,7 @@ class Member:
     def commit(self, partitions: Sequence[int]) -> None:
         self.consumer.commit_failed = False
         if partitions:
-            self.consumer.commit(dict.fromkeys(partitions, 0), wait=True)
+            self.consumer.commit(dict.fromkeys(partitions, 0), timeout=10)
         if self.leaving and self.consumer.commit_failed:
             self.refused += 1
 

@@ -27,6 +27,9 @@ One is being published; the one before it is committed by a request that may not
 yet; and a commit is not made more often than every ``COMMIT_INTERVAL``, which is a turn here.
 """
 
+LOOKS = 10
+"""How often in a row a group must be seen at rest."""
+
 ANSWER_TIMEOUT = 90.0
 BUSY_WITHIN = 1.5
 MIN_BUSY = 0.8
@@ -125,18 +128,21 @@ class Run:
         self.stream.release(min(self.stream.released + count, self.requests - self._keep))
 
     def at_rest(self, timeout: float = ANSWER_TIMEOUT) -> None:
-        """Wait until every worker there is has answered something: the group has rebalanced.
+        """Wait until the group has rebalanced, with every worker there is in it.
 
         Commits wait for the end of a rebalance, so that a worker which dies in one leaves more
-        behind than ``TURNS_IN_FLIGHT``.
+        behind than ``TURNS_IN_FLIGHT``. A cooperative rebalance is two, one right after the other.
         """
+        looks = 0
 
-        def heard_of_all() -> bool:
-            self.trickle(10)
-            names = [worker.name for worker in self.fleet.slots.values()]
-            return all(name in self.reader.first_seen for name in names)
+        def settled() -> bool:
+            nonlocal looks
+            self.ended_alone += self.fleet.revive()
+            complete = self.cluster.members() == len(self.fleet.slots)
+            looks = looks + 1 if complete else 0
+            return looks > LOOKS
 
-        self.reader.wait_for("answer of each worker", heard_of_all, timeout)
+        self.reader.wait_for("group at rest", settled, timeout)
 
     def answered(self, count: int, timeout: float = ANSWER_TIMEOUT) -> None:
         """Wait until ``count`` requests have an answer.

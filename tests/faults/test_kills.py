@@ -20,9 +20,9 @@ def test_twenty_kills(delivery: str, session: float, make_run: MakeRun, report: 
     run = make_run(delivery, requests=20_000, session_timeout=session)
     with running(run, slots=3):
         for number in range(kills):
-            run.pace(number, kills)
             if delivery == "at_least_once":
                 run.at_rest()
+            run.pace(number, kills)
             run.kill(run.victim())
         verdict = run.verdict()
     report(verdict)

@@ -29,6 +29,7 @@ def test_three_zombies(delivery: str, make_run: MakeRun, report: Report) -> None
     run = make_run(delivery, requests=6_000, session_timeout=session)
     with running(run, slots=3):
         for number in range(stops):
+            run.at_rest()
             run.pace(number, stops)
             slot = run.victim()
             run.freeze(slot, 2 * session)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import (
     Consumer,
+    ConsumerGroupState,
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
@@ -267,6 +268,12 @@ class Cluster:
         found = asked[self._group].result(TIMEOUT).topic_partitions or []
         committed = {place.partition: max(0, place.offset) for place in found}
         return sum(abs(end - committed.get(number, 0)) for number, end in ends.items())
+
+    def members(self) -> int:
+        """How many members the group has; 0 while it rebalances."""
+        asked = self._admin.describe_consumer_groups([self._group], request_timeout=TIMEOUT)
+        group = asked[self._group].result(TIMEOUT)
+        return len(group.members) if group.state is ConsumerGroupState.STABLE else 0
 
     def hanging(self, topic: str) -> int:
         """How many partitions an open transaction holds back, 30 s at most after the run."""

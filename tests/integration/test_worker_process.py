@@ -15,7 +15,7 @@ import pytest
 
 from tests import raw_headers
 from tests.engine import ROOT, environment_for, numbers_conf, process, worker_process
-from tests.kafka_server import MakeTopics, free_ports
+from tests.kafka_server import KafkaServer, MakeTopics, free_ports
 from tests.numbers_plugin import expected
 from tests.wire import Record, RecordReader, RequestProducer, Send
 
@@ -114,6 +114,29 @@ def test_a_stopped_worker_leaves_the_group_at_once(
         assert first.stop() == 0, first.text
         ids = producer.send(*(Send(b"1", partition=n) for n in range(4)))
         assert len(reader.answers(ids, timeout=30)) == 4
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_a_worker_stops_though_the_broker_is_gone(
+    delivery: str,
+    kafka_server: KafkaServer,
+    topics: MakeTopics,
+    unique_group: str,
+    conf: str,
+    tmp_path: Path,
+) -> None:
+    names = dict(zip(KINDS, topics(4, *KINDS), strict=True))
+    worker = {"group": unique_group, "delivery": delivery, "drain_timeout": 5}
+    environment = environment_for(kafka_server.bootstrap, names, worker=worker)
+    with (
+        RecordReader(kafka_server.bootstrap, names["results"]) as reader,
+        worker_process(tmp_path, "worker", environment, conf) as process,
+    ):
+        producer = RequestProducer(kafka_server.bootstrap, names["requests"])
+        reader.answers(producer.send(*(Send(b"1", partition=n) for n in range(4))))
+        kafka_server.kill()
+        process.stop()
+        kafka_server.start()
 
 
 def test_a_turn_that_is_not_done_in_drain_timeout_is_left_to_others(

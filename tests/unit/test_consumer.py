@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stream_scorer.config import ConfigError, Settings
 from stream_scorer.kafka.consumer import (
@@ -277,7 +278,7 @@ def test_after_a_rewind_it_is_not_sought_for_what_came_before(
 ) -> None:
     """The client's own position knows nothing of the rewind: requests would be left out."""
     committed = [TopicPartition("score-requests", 0, 5)]
-    monkeypatch.setattr(rig.client, "committed", lambda *_: committed, raising=False)
+    monkeypatch.setattr(rig.client, "committed", lambda *_: committed)
     rig.feed((0, 5), (0, 6))
     rig.consumer.take(0.1)
     rig.consumer.keep_alive(0.1)
@@ -302,7 +303,7 @@ def test_a_partition_whose_offset_is_not_known_is_not_gone_back_in(
 ) -> None:
     error = KafkaError(KafkaError.NOT_COORDINATOR)
     place = SimpleNamespace(partition=0, offset=-1001, error=error)
-    monkeypatch.setattr(rig.client, "committed", lambda *_: [place], raising=False)
+    monkeypatch.setattr(rig.client, "committed", lambda *_: [place])
     with pytest.raises(ConsumerFailed):
         rig.consumer.rewind({0: 5})
 
@@ -393,18 +394,30 @@ def test_other_errors_are_told_and_reading_goes_on(
 
 
 def test_a_commit_names_the_next_offsets_to_read(rig: Rig) -> None:
-    rig.consumer.commit({0: 6, 1: 8}, wait=True)
-    rig.consumer.commit({0: 7}, wait=False)
+    rig.consumer.commit({0: 6, 1: 8}, timeout=1)
+    rig.consumer.commit({0: 7})
     assert rig.client.commits == [{0: 6, 1: 8}, {0: 7}]
-    assert rig.client.asynchronous == [False, True]
+    assert rig.client.waited == [{0: 6, 1: 8}], "only the first is waited for"
     assert not rig.consumer.commit_failed
 
 
-@pytest.mark.parametrize("wait", [False, True])
-def test_a_commit_that_fails_is_told_not_raised(rig: Rig, wait: bool) -> None:
+@pytest.mark.parametrize("timeout", [0, 1])
+def test_a_commit_that_fails_is_told_not_raised(rig: Rig, timeout: float) -> None:
     rig.client.commit_error = KafkaError(KafkaError.REBALANCE_IN_PROGRESS)
-    rig.consumer.commit({0: 6}, wait=wait)
+    rig.consumer.commit({0: 6}, timeout=timeout)
+    assert rig.consumer.commit_failed == bool(timeout), "known at once where it is waited for"
     rig.consumer.take(0.1)
+    assert rig.consumer.commit_failed
+
+
+def test_a_commit_that_is_not_answered_in_time_has_failed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silence(*_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    monkeypatch.setattr(rig.client, "committed", silence)
+    rig.consumer.commit({0: 6}, timeout=1)
     assert rig.consumer.commit_failed
 
 
@@ -412,6 +425,16 @@ def test_closing_tells_of_what_was_ours_and_leaves(rig: Rig) -> None:
     rig.consumer.close()
     assert rig.told == [("revoked", [0, 1])]
     assert rig.client.closed
+
+
+def test_a_broker_that_does_not_answer_keeps_nobody(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = threading.Event()
+    monkeypatch.setattr(rig.client, "close", gone.wait)
+    rig.consumer.close()
+    gone.set()
+    assert "without telling it" in caplog.text
 
 
 def test_an_assignment_that_comes_while_we_leave_is_given_back_before_the_close(rig: Rig) -> None:

@@ -27,7 +27,7 @@ def offsets_outside() -> None:
     """Offsets are committed beside the transaction."""
 
     def commit(self: ExactlyOnce, next_offsets: dict[int, int]) -> None:
-        self._consumer.commit(next_offsets, wait=True)
+        self._consumer.commit(next_offsets, timeout=10)
 
     _replace(ExactlyOnce, "_send_offsets", commit)
 
