@@ -16,7 +16,7 @@ from benchmarks import plots, reply, report
 from benchmarks.broker import BenchmarkKafka
 from benchmarks.case import ONE_THREAD, Case, Context, RunFailed
 from benchmarks.cases import CASES
-from benchmarks.measure import Measurement
+from benchmarks.measure import Figure, Measurement
 
 DAILY: Final = ("wine-onnx", "wine-sklearn", "mnist")
 """What the quick form runs where nothing is named: under three minutes."""
@@ -39,13 +39,15 @@ ALL: Final[Mapping[str, Case]] = {**CASES, **reply.CASES}
 )
 def main(names: tuple[str, ...], quick: bool, rounds: int | None, out: Path) -> None:
     """Measure the cases NAMES, or all of them, on a real Kafka started for it."""
-    if unknown := sorted(set(names) - ALL.keys()):
-        raise click.UsageError(f"no case {', '.join(unknown)}; there are: {', '.join(ALL)}")
-    chosen = names or (DAILY if quick else tuple(ALL))
+    known = (*ALL, reply.FOOTPRINT)
+    if unknown := sorted(set(names).difference(known)):
+        raise click.UsageError(f"no case {', '.join(unknown)}; there are: {', '.join(known)}")
+    chosen = names or (DAILY if quick else known)
     rounds = rounds or (1 if quick else 5)
     # What is expected is computed here, by the same libraries.
     os.environ.update(ONE_THREAD)
     measurements: list[Measurement] = []
+    figures: list[Figure] = []
     failures: list[str] = []
     with (
         BenchmarkKafka() as kafka,
@@ -54,14 +56,18 @@ def main(names: tuple[str, ...], quick: bool, rounds: int | None, out: Path) -> 
         context = Context(kafka.bootstrap, kafka.pid, Path(scratch))
         for name in chosen:
             try:
+                if name == reply.FOOTPRINT:
+                    figures += reply.footprint(context, quick)
+                    continue
                 for measurement in _told(ALL[name].run(context, rounds, quick)):
                     measurements.append(measurement)
             except RunFailed as failure:
                 failures.append(f"{name}: {failure}")
                 click.echo(failures[-1], err=True)
-    if measurements:
-        click.echo(report.table(report.summarize(measurements)), nl=False)
-        report.write(out, measurements)
+    figures = [*reply.figures(measurements), *figures]
+    if measurements or figures:
+        report.write(out, measurements, figures)
+        click.echo((out / "results.md").read_text(encoding="utf-8"), nl=False)
         plots.plot(out, measurements)
     if failures:
         click.echo(f"{len(failures)} failed:", err=True)

@@ -47,6 +47,33 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure that stands by itself.
+
+    Attributes:
+        name: what it is of.
+        value: the figure.
+        unit: ``MB`` (10^6 bytes), ``s``, ``MB/min``, or what it is a part of.
+        target: what it is to be: at most that, or at least where ``more_is_better``; ``None``
+            where nothing is asked of it.
+        more_is_better: which way the target is.
+    """
+
+    name: str
+    value: float
+    unit: str
+    target: float | None = None
+    more_is_better: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; ``None`` without one."""
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.more_is_better else self.value <= self.target
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What processes have used so far."""
 

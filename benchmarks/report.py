@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import orjson
 
-from benchmarks.measure import Measurement
+from benchmarks.measure import Figure, Measurement
 
 BASE: Final = "floor"
 """The contender that the others are compared with, where it takes part."""
@@ -26,7 +26,9 @@ _HEAD: Final = (
 )
 _Name = TypeVar("_Name", str, tuple[str, str])
 
-_WORDS: Final = frozenset({"case", "variant", "contender", "compared with"})
+_WORDS: Final = frozenset(
+    {"case", "variant", "contender", "compared with", "figure", "unit", "target", "met"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,23 @@ def comparisons(measurements: Sequence[Measurement]) -> str:
     return _markdown(("case", "variant", "contender", "compared with", "times as fast"), lines)
 
 
+def figures_table(figures: Iterable[Figure]) -> str:
+    """Figures that stand by themselves, as Markdown; empty where there are none."""
+    lines = [
+        [
+            item.name,
+            f"{item.value:.3g}",
+            item.unit,
+            ""
+            if item.target is None
+            else f"{'at least' if item.more_is_better else 'at most'} {item.target:g}",
+            {None: "", True: "yes", False: "no"}[item.met],
+        ]
+        for item in figures
+    ]
+    return _markdown(("figure", "value", "unit", "target", "met"), lines) if lines else ""
+
+
 def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table with its columns aligned, for terminals: words to the left, figures to the right."""
     cells = [head, *lines]
@@ -127,14 +146,25 @@ def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join([rows[0], f"|{'|'.join(rule)}|", *rows[1:]]) + "\n"
 
 
-def write(folder: Path, measurements: Sequence[Measurement]) -> None:
+def write(
+    folder: Path, measurements: Sequence[Measurement], figures: Sequence[Figure] = ()
+) -> None:
     """Write ``results.json``, with every round, and ``results.md``."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"machine": machine(), "measurements": [asdict(item) for item in measurements]}
+    document = {
+        "machine": machine(),
+        "measurements": [asdict(item) for item in measurements],
+        "figures": [asdict(item) for item in figures],
+    }
     options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
     (folder / "results.json").write_bytes(orjson.dumps(document, option=options))
     told = ", ".join(f"{name} {value}" for name, value in machine().items())
-    text = f"{table(summarize(measurements))}\n{comparisons(measurements)}\n{told}\n"
+    tables = (
+        table(summarize(measurements)) if measurements else "",
+        comparisons(measurements) if len(_groups(measurements)) > 1 else "",
+        figures_table(figures),
+    )
+    text = "\n".join([*filter(None, tables), f"{told}\n"])
     (folder / "results.md").write_text(text, encoding="utf-8")
 
 

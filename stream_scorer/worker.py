@@ -192,18 +192,18 @@ class Worker:
         return max(1, min(worker.max_turn, worker.max_turn_bytes // average, 2 * self._most))
 
     def _answer(self, requests: Sequence[Request]) -> list[Answer]:
-        now = time() * 1000
-        answers = [self._refuse(request, now) for request in requests]
+        now = int(time() * 1000)
+        refusals = [self._refuse(request, now) for request in requests]
         admitted = [
-            request for request, answer in zip(requests, answers, strict=True) if answer is None
+            request for request, refusal in zip(requests, refusals, strict=True) if refusal is None
         ]
         scored = iter(self._score(admitted) if admitted else ())
-        complete = [answer or next(scored) for answer in answers]
-        for request, answer in zip(requests, complete, strict=True):
-            answer.queue = max(0.0, now - request.timestamp)
-        return complete
+        answers = [refusal or next(scored) for refusal in refusals]
+        for answer in answers:
+            answer.queue = max(0, now - answer.request.timestamp)
+        return answers
 
-    def _refuse(self, request: Request, now: float) -> Answer | None:
+    def _refuse(self, request: Request, now: int) -> Answer | None:
         refusal = self._routes.refusal(request)
         if refusal is not None:
             # It cannot be answered where it asks; the results topic is always there.

@@ -118,6 +118,7 @@ class FakeProducer:
         on_delivery: Report | None = None,
         headers: Headers = (),
     ) -> None:
+        on_delivery = on_delivery or self.properties.get("on_delivery")
         assert on_delivery is not None, "every record needs a delivery report"
         assert partition >= 0, "the partition is chosen explicitly"
         plain = []

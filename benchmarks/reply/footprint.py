@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.measure import Figure
 from benchmarks.reply import contenders
 from benchmarks.reply.contenders import Process
 from benchmarks.reply.context import Context
@@ -25,39 +25,25 @@ _SECONDS: Final = 10.0
 _GROWTH_SECONDS: Final = 600.0
 _QUICK_GROWTH_SECONDS: Final = 30.0
 _SAMPLE_EVERY: Final = 0.5
+NAME: Final = "footprint"
+"""What this is called on the command line."""
+
 _WARM_UP: Final = 0.2
 """The part of the load that memory may take to fill caches and pools, which is no growth."""
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """One figure.
-
-    Attributes:
-        name: what it is of.
-        value: the figure.
-        unit: ``MB`` (10^6 bytes), ``s`` or ``MB/min``.
-        target: what it must not be above; ``None`` where there is no such target.
-    """
-
-    name: str
-    value: float
-    unit: str
-    target: float | None = None
-
-
-def footprint(context: Context, quick: bool) -> Iterator[Footprint]:
+def footprint(context: Context, quick: bool) -> Iterator[Figure]:
     """Weigh the product: a facade process and an ONNX worker under 64 callers.
 
     Raises:
         ContenderFailed: the product did not start.
         WrongAnswer: it answered wrongly.
     """
-    yield Footprint("stream-scorer --help", min(_help() for _ in range(_HELPS)), "s", 0.3)
+    yield Figure("stream-scorer --help", min(_help() for _ in range(_HELPS)), "s", 0.3)
     starts = [_seconds_until_ready(context) for _ in range(0 if quick else _STARTS - 1)]
     with contenders.product(context) as product:
         starts.append(product.seconds_until_worker_ready)
-        yield Footprint("ONNX worker ready", min(starts), "s", 3.0)
+        yield Figure("ONNX worker ready", min(starts), "s", 3.0)
         facade = _only_child(product.facade)
         sampled = {
             "facade process": facade,
@@ -67,14 +53,14 @@ def footprint(context: Context, quick: bool) -> Iterator[Footprint]:
         figures, samples = asyncio.run(_load(product.running, sampled, seconds))
         targets = {"facade process": 60.0, "ONNX worker": 250.0}
         for name, (resident, peak) in figures.items():
-            yield Footprint(f"{name}, resident", resident, "MB", targets[name])
-            yield Footprint(f"{name}, peak resident", peak, "MB")
+            yield Figure(f"{name}, resident", resident, "MB", targets[name])
+            yield Figure(f"{name}, peak resident", peak, "MB")
         arbiter, _ = _resident(product.facade.pid)
-        yield Footprint("facade's gunicorn arbiter, resident", arbiter, "MB")
+        yield Figure("facade's gunicorn arbiter, resident", arbiter, "MB")
         for name, points in samples.items():
             # A short load is all warm-up: its growth is shown, and held against no target.
             growth = slope_per_minute(points[int(len(points) * _WARM_UP) :])
-            yield Footprint(f"{name}, growth", growth, "MB/min", None if quick else 0.1)
+            yield Figure(f"{name}, growth", growth, "MB/min", None if quick else 0.1)
 
 
 async def _load(

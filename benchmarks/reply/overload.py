@@ -17,9 +17,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
 from typing import Final
 
-from benchmarks.measure import Measurement, Usage, percentiles, usage
+from benchmarks.measure import Figure, Measurement, Usage, percentiles, usage
 from benchmarks.reply import contenders
 from benchmarks.reply.callers import measure
 from benchmarks.reply.contenders import Running
@@ -179,6 +180,20 @@ def recovery(
         if percentiles(latencies)[99] <= normal_ms:
             return start + _WINDOW
     return None
+
+
+def figures(measurements: Sequence[Measurement]) -> list[Figure]:
+    """What came of the overload, as medians over the rounds; none where it was not measured."""
+    parts = goodput(measurements).values()
+    back = [each.seconds for each in measurements if (each.case, each.variant) == (NAME, AFTER)]
+    return [
+        Figure(name, median(values), unit, target, more_is_better)
+        for name, values, unit, target, more_is_better in (
+            ("answers in time at twice the capacity", parts, "of the capacity", 0.9, True),
+            ("as fast as before after the load's end", back, "s", 2.0, False),
+        )
+        if values
+    ]
 
 
 def goodput(measurements: Iterable[Measurement]) -> dict[int, float]:

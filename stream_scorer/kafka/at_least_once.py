@@ -66,13 +66,14 @@ class AtLeastOnce:
             if number == middle:
                 failpoint("mid_produce")
             request = answer.request
+            partition = request.partition
             # Revoked since the turn was taken: it is, or will be, answered by another. Asked for
             # each, since partitions may go while the queue is full.
-            if self._consumer.still_owned(turn, request.partition):
+            if self._consumer.still_owned(turn, partition):
                 self._producer.publish(answer)
                 # And again: what went meanwhile must not be committed from here any more.
-                if self._consumer.still_owned(turn, request.partition):
-                    self._published[request.partition] = request.offset + 1
+                if self._consumer.still_owned(turn, partition):
+                    self._published[partition] = request.offset + 1
         failpoint("after_produce")
         if len(answers) <= LIGHT_TURN:
             self._producer.flush(0.001)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from time import monotonic
 from typing import Any, Final
@@ -59,11 +60,12 @@ class _Refused(Exception):
 
 
 class ExactlyOnce:
-    """Delivers turns; between two of them nothing is in flight.
+    """Delivers turns, and commits one while the next is scored.
 
     A turn's transaction is opened after it is scored. The coordinator does not check who owns a
     partition when offsets come in a transaction, so what was revoked since the turn was taken is
-    left out here, and nothing is polled between that check and the commit.
+    left out here, and nothing is polled between that check and the look at our generation. While
+    the commit is under way no partition is given up: a rebalance waits for it in ``revoked``.
 
     librdkafka does not know KIP-890: an EndTxn that arrives late, after its client has given it
     up, ends the *next* transaction of that producer. So after any call that failed or was slow
@@ -106,6 +108,8 @@ class ExactlyOnce:
             "transaction.timeout.ms": int(TRANSACTION_TIMEOUT * 1000),
             "socket.timeout.ms": int(REQUEST_TIMEOUT * 1000),
             "error_cb": self._on_error,
+            # One for all records: one each would cost as much as the rest of producing them.
+            "on_delivery": self._on_delivery,
             # A connection that breaks is told in the log alone.
             "log.connection.close": True,
         }
@@ -117,46 +121,65 @@ class ExactlyOnce:
         self.counts = Counts()
         self._trouble = BrokerTrouble()
         self._suspect = False
-        # When a broker comes back from a crash, this call may never return, whatever its timeout
-        # (librdkafka 2.16.1): then the process has to start anew, and must be able to end.
-        self._offsets: BackgroundThread[Callable[[], None], None] = BackgroundThread(
-            lambda call: call(), "offsets"
+        # When a broker comes back from a crash, sending offsets may never return, whatever its
+        # timeout (librdkafka 2.16.1): the process has to start anew then, and be able to end.
+        self._calls: BackgroundThread[Callable[[], None], None] = BackgroundThread(
+            lambda call: call(), "transactions"
         )
-        self._refused: list[Callable[[], bool]] = []
+        self._offsets: tuple[dict[int, int], object] | None = None
+        self._under_way: Sequence[Output] = []
+        self._committing: Future[None] | None = None
+        self._start_error: KafkaException | None = None
+        self._failure: OperationError | None = None
+        self._refused: list[tuple[KafkaError, bool]] = []
+        """Each with whether it was about a dead letter."""
         self._producer = self._make()
 
     def deliver(self, turn: Turn, answers: Sequence[Answer]) -> None:
-        """Publish a turn's answers and commit its offsets, all or nothing.
+        """Publish a turn's answers and its offsets, all or nothing, and begin to commit them.
 
-        Where the broker does not take a record for its size or address, the turn is delivered in
-        halves, until it is clear whose record that is; it then gets a problem in its place. After
-        any other failure the partitions are read again from their committed offsets.
+        The commit ends in ``settle``; while it is under way the next turn can be scored.
 
         Raises:
             Fenced: another process has the same slot.
             ConsumerFailed: the consumer cannot go back.
             DeliveryFailed: the client hangs.
         """
-        # No poll from here to the commit: ownership is as it is now.
-        parts = [
-            [Output.of(a) for a in answers if self._consumer.still_owned(turn, a.request.partition)]
+        self._raise_failure()
+        # First, since a turn that is to be read again takes what was read after it along.
+        self.settle()
+        # No poll until our generation is looked at: ownership is as it is now.
+        part = [
+            Output.of(answer)
+            for answer in answers
+            if self._consumer.still_owned(turn, answer.request.partition)
         ]
+        if part:
+            self._start(part)
+            self._under_way = part
+
+    def settle(self) -> None:
+        """Wait for the commit under way.
+
+        Where the broker does not take a record for its size or address, the turn is delivered in
+        halves, until it is clear whose record that is; it then gets a problem in its place. After
+        any other failure the partitions are read again from their committed offsets.
+
+        Raises:
+            Fenced, ConsumerFailed, DeliveryFailed: as for ``deliver``.
+        """
+        parts = [self._under_way] if self._under_way else []
+        self._under_way = []
         while parts:
             part = parts.pop(0)
-            if not part:
-                continue
             try:
-                self._transact(part)
+                self._finish(part)
             except _Refused:
                 self.counts.aborts += 1
                 # Sequence numbers that the broker refused are missed in the next transaction.
                 self._renew()
-                if len(part) > 1:
-                    middle = len(part) // 2
-                    parts[:0] = [part[:middle], part[middle:]]
-                else:
-                    parts.insert(0, part)
-                continue
+                middle = len(part) // 2
+                parts[:0] = [half for half in (part[:middle], part[middle:]) if half]
             except KafkaException as error:
                 self.counts.aborts += 1
                 self._recover(error.args[0])
@@ -165,36 +188,65 @@ class ExactlyOnce:
                     first.setdefault(output.request.partition, output.request.offset)
                 self._consumer.rewind(first)
                 return
-            self.counts.commits += 1
-            failpoint("after_commit")
+            else:
+                self.counts.commits += 1
+                failpoint("after_commit")
+            if parts:
+                self._start(parts[0])
 
     def serve(self) -> None:
-        """Let the client tell of its troubles."""
-        self._producer.poll(0)
+        """Let the client tell of its troubles, and see to a commit that has ended."""
+        self._raise_failure()
+        if self._committing is None or self._committing.done():
+            self.settle()
+            self._producer.poll(0)
 
     def in_flight(self) -> int:
-        """Between two turns there is none."""
-        return 0
+        """Requests whose commit is under way."""
+        return len(self._under_way)
 
     def revoked(self, partitions: Sequence[int], timeout: float) -> None:
-        """Nothing is in flight: the turn in hand will leave them out."""
+        """Wait for the commit under way: nobody else has the partitions until we return."""
+        try:
+            self.settle()
+        except OperationError as error:
+            # This is called by the consumer's client.
+            self._failure = error
 
     def lost(self, partitions: Sequence[int]) -> None:
-        """Nothing is in flight: the turn in hand will leave them out."""
+        """Wait for the commit under way; the broker knows whether it still takes it."""
+        self.revoked(partitions, 0)
 
     def abandon(self) -> int:
-        """Nothing is in flight."""
-        return 0
+        """Forget the commit under way, at the very end; how many requests that was."""
+        return self.in_flight()
 
-    def _transact(self, part: Sequence[Output]) -> None:
-        began = monotonic()
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _start(self, part: Sequence[Output]) -> None:
+        """Publish, and begin to commit; what fails is met by ``_finish``."""
         self._suspect = False
         self._refused = []
-        self._producer.begin_transaction()
-        failpoint("after_begin")
+        self._start_error = self._committing = None
         try:
-            self._fill(part)
-            self._until_done(lambda: self._producer.commit_transaction(REQUEST_TIMEOUT))
+            self._producer.begin_transaction()
+            failpoint("after_begin")
+            next_offsets = self._fill(part)
+        except KafkaException as error:
+            self._start_error = error
+        else:
+            # Our generation as it is now. If it changes before it is sent, the coordinator refuses
+            # it, as it should: a static member's is checked.
+            self._offsets = next_offsets, self._consumer.group_metadata()
+            self._committing = self._calls.submit(self._commit_once)
+
+    def _finish(self, part: Sequence[Output]) -> None:
+        try:
+            if self._start_error is not None:
+                raise self._start_error
+            self._until_done(self._commit)
         except KafkaException as error:
             if error.args[0].fatal():
                 raise
@@ -204,44 +256,67 @@ class ExactlyOnce:
             if not self._refused:
                 raise
             if len(part) == 1:
-                for mend in self._refused:
-                    if not mend():
+                (output,) = part
+                for refusal, of_letter in self._refused:
+                    mend = output.letter_refused if of_letter else output.answer_refused
+                    if not mend(refusal):
                         raise
             raise _Refused from None
         # Troubles of the commit itself are told here at the earliest.
         self._producer.poll(0)
-        if self._suspect or monotonic() - began > 0.9 * REQUEST_TIMEOUT:
+        if self._suspect:
             self._renew()
 
-    def _fill(self, part: Sequence[Output]) -> None:
+    def _commit(self) -> None:
+        """The attempt that is under way, then others where it has failed."""
+        committing = self._committing or self._calls.submit(self._commit_once)
+        self._committing = None
+        try:
+            committing.result(TRANSACTION_TIMEOUT)
+        except NotYet:
+            raise DeliveryFailed("the client does not come back from a transaction") from None
+
+    def _commit_once(self) -> None:
+        """Send the offsets, if that is not done yet, and commit; in a thread of its own."""
+        if self._offsets is not None:
+            self._send_offsets(*self._offsets)
+            self._offsets = None
+            failpoint("after_send_offsets")
+        self._timed(lambda: self._producer.commit_transaction(REQUEST_TIMEOUT))
+
+    def _send_offsets(self, next_offsets: dict[int, int], metadata: object) -> None:
+        topic = self._settings.topics.requests
+        places = [
+            TopicPartition(topic, partition, offset) for partition, offset in next_offsets.items()
+        ]
+        self._timed(
+            lambda: self._producer.send_offsets_to_transaction(places, metadata, REQUEST_TIMEOUT)
+        )
+
+    def _fill(self, part: Sequence[Output]) -> dict[int, int]:
+        """Produce; returns the next offset of each partition."""
         next_offsets: dict[int, int] = {}
         for number, output in enumerate(part):
             if number == len(part) // 2:
                 failpoint("mid_produce")
             self._send_answer(output)
-            self._send_letter(output)
+            if output.letter is not None:
+                self._send_letter(output)
             next_offsets[output.request.partition] = output.request.offset + 1
         failpoint("after_produce")
-        self._until_done(lambda: self._send_offsets(next_offsets))
-        failpoint("after_send_offsets")
+        return next_offsets
 
-    def _send_offsets(self, next_offsets: dict[int, int]) -> None:
-        topic = self._settings.topics.requests
-        places = [
-            TopicPartition(topic, partition, offset) for partition, offset in next_offsets.items()
-        ]
-        producer, metadata = self._producer, self._consumer.group_metadata()
-        sending = self._offsets.submit(
-            lambda: producer.send_offsets_to_transaction(places, metadata, REQUEST_TIMEOUT)
-        )
+    def _timed(self, call: Callable[[], None]) -> None:
+        began = monotonic()
         try:
-            sending.result(TRANSACTION_TIMEOUT)
-        except NotYet:
-            raise DeliveryFailed("the client does not come back from sending offsets") from None
+            call()
+        finally:
+            if monotonic() - began > 0.9 * REQUEST_TIMEOUT:
+                self._suspect = True
 
     def _send_answer(self, output: Output) -> None:
         while (record := output.answer_record(self._routes, self._model)) is not None:
-            if (error := self._produce(record, output.answer_refused)) is None:
+            if (error := self._produce(record)) is None:
                 return
             # Refused by the client before it was queued: the transaction goes on.
             if not output.answer_refused(error):
@@ -249,25 +324,19 @@ class ExactlyOnce:
 
     def _send_letter(self, output: Output) -> None:
         while (record := output.letter_record(self._routes, self._dead_letters)) is not None:
-            if (error := self._produce(record, output.letter_refused)) is None:
+            if (error := self._produce(record)) is None:
                 return
             if not output.letter_refused(error):
                 raise KafkaException(error)
 
-    def _produce(self, record: Record, refused: Callable[[KafkaError], bool]) -> KafkaError | None:
-        def report(error: KafkaError | None, _: Message) -> None:
-            # The rest of a transaction that cannot be committed is purged: not the record's fault.
-            if error is not None and error.code() in REFUSALS:
-                self._refused.append(lambda: refused(error))
-
+    def _produce(self, record: Record) -> KafkaError | None:
         while True:
             try:
                 self._producer.produce(
-                    record.address.topic,
+                    record.topic,
                     record.value,
                     record.key,
-                    record.address.partition,
-                    on_delivery=report,
+                    record.partition,
                     headers=record.headers,
                 )
             except BufferError:
@@ -281,6 +350,11 @@ class ExactlyOnce:
                 return refusal
             else:
                 return None
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        # The rest of a transaction that cannot be committed is purged: not the record's fault.
+        if error is not None and error.code() in REFUSALS:
+            self._refused.append((error, message.topic() == self._dead_letters))
 
     def _until_done(self, call: Callable[[], object]) -> None:
         # What the broker has aborted by then is not worth any more patience.

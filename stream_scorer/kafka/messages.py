@@ -44,20 +44,15 @@ def read_request(message: Message, default_content_type: str | None = None) -> R
         headers = []
         fault = str(error)
     request = Request(
-        topic=message.topic() or "",
-        partition=message.partition() or 0,
-        offset=message.offset() or 0,
-        key=read_bytes(message.key()),
-        payload=read_bytes(message.value()),
-        headers=headers,
-        timestamp=message.timestamp()[1],
+        message.topic() or "",
+        message.partition() or 0,
+        message.offset() or 0,
+        message.key(),
+        message.value(),
+        headers,
+        message.timestamp()[1],
     )
     request.read_headers(default_content_type)
     if fault is not None:
         request.fault = fault
     return request
-
-
-def read_bytes(value: str | bytes | None) -> bytes | None:
-    """A record's key or value; the client's types allow text too, which it never gives."""
-    return value.encode() if isinstance(value, str) else value

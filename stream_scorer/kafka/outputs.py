@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, cast
 from confluent_kafka import KafkaError
 
 from stream_scorer.kafka.dead_letters import dead_letter_headers
-from stream_scorer.kafka.routes import Address, Routes
+from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Request, Status, problem
 
 _log = logging.getLogger(__name__)
@@ -39,10 +39,19 @@ REFUSALS: Final = TOO_LARGE | _NO_SUCH_ADDRESS
 class Record(NamedTuple):
     """A record to produce."""
 
-    address: Address
+    topic: str
+    partition: int
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+
+def answer_record(answer: Answer, routes: Routes, model: bytes) -> Record:
+    """An answer to its address; ``model`` is the ``model`` header."""
+    request = answer.request
+    topic, partition = routes.address(request)
+    headers = cast("Headers", answer.headers(model))
+    return Record(topic, partition, request.key, answer.body, headers)
 
 
 @dataclass(slots=True)
@@ -65,12 +74,7 @@ class Output:
 
     def answer_record(self, routes: Routes, model: bytes) -> Record | None:
         """The answer to its address; ``model`` is the ``model`` header."""
-        answer = self.answer
-        if answer is None:
-            return None
-        request = answer.request
-        headers = cast("Headers", answer.headers(model))
-        return Record(routes.address(request), request.key, answer.body, headers)
+        return None if self.answer is None else answer_record(self.answer, routes, model)
 
     def letter_record(self, routes: Routes, topic: str) -> Record | None:
         """The dead letter to its topic."""
@@ -78,7 +82,8 @@ class Output:
             return None
         request = self.request
         headers: Headers = [*dead_letter_headers(self.letter, trace=self.trace)]
-        return Record(routes.beside(request, topic), request.key, request.payload, headers)
+        partition = routes.beside(request, topic)
+        return Record(topic, partition, request.key, request.payload, headers)
 
     def answer_refused(self, error: KafkaError) -> bool:
         """Put a problem in the answer's place, where that can help against the error."""
@@ -96,7 +101,7 @@ class Output:
                 request,
                 key=_within(request.key, MAX_ECHO_BYTES),
                 correlation_id=_within(request.correlation_id, MAX_ECHO_BYTES),
-                passed_through=[],
+                passed_through=(),
             )
             self.cut_down = True
             status, detail = Status.MODEL_ERROR, "the answer is too large for its topic"

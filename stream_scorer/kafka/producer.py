@@ -18,7 +18,7 @@ from stream_scorer.kafka.clients import (
     producer_properties,
     wrong_property,
 )
-from stream_scorer.kafka.outputs import TOO_LARGE, Output, Record
+from stream_scorer.kafka.outputs import TOO_LARGE, Output, Record, answer_record
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer
 
@@ -80,10 +80,14 @@ class AnswerProducer:
 
     def publish(self, answer: Answer) -> None:
         """Queue an answer and, where its status says so, a dead letter; waits while it is full."""
-        output = Output.of(answer)
-        if output.letter is not None:
+        if answer.is_dead_letter:
+            output = Output.of(answer)
             self._send_letter(output)
-        self._send_answer(output)
+            self._send_answer(output)
+        else:
+            # PERF: nearly all. What may be refused of it is looked at when it is.
+            record = answer_record(answer, self._routes, self._model)
+            self._produce(record, partial(self._refused, answer))
 
     def poll(self) -> None:
         """Serve delivery reports without waiting.
@@ -160,6 +164,9 @@ class AnswerProducer:
         if record is not None:
             self._produce(record, partial(self._letter_refused, output, alone))
 
+    def _refused(self, answer: Answer, error: KafkaError, message: Message | None) -> None:
+        self._answer_refused(Output.of(answer), False, error, message)
+
     # A delivery report is no place to wait for room in the queue: what has to be sent again is
     # put aside. A batch that the broker refuses for its size may hold small records, so each of
     # them is sent once more by itself.
@@ -192,10 +199,10 @@ class AnswerProducer:
         while True:
             try:
                 self._producer.produce(
-                    record.address.topic,
+                    record.topic,
                     record.value,
                     record.key,
-                    record.address.partition,
+                    record.partition,
                     on_delivery=report,
                     headers=record.headers,
                 )

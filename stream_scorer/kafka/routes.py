@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from stream_scorer import config
 from stream_scorer.kafka.topics import TopicError
@@ -15,13 +15,6 @@ LOOK_AGAIN_AFTER: Final = 5.0
 
 REMEMBERED: Final = 1000
 """Topics that were asked for and not there: callers choose the names, so they are bounded."""
-
-
-class Address(NamedTuple):
-    """A topic's partition."""
-
-    topic: str
-    partition: int
 
 
 class PartitionCounts(Protocol):
@@ -41,7 +34,6 @@ class Routes:
         self._topics = topics
         self._counts = counts
         self._look_again: dict[str, float] = {}
-        self._addresses: dict[tuple[str, int], Address] = {}
 
     def refusal(self, request: Request) -> str | None:
         """Why the request's reply address cannot be used; ``None`` where it can.
@@ -60,25 +52,19 @@ class Routes:
             return f"reply topic {topic!r} has {count} partitions, not a partition {partition}"
         return None
 
-    def address(self, request: Request) -> Address:
-        """Where the answer goes; the request's reply address must not be refused.
+    def address(self, request: Request) -> tuple[str, int]:
+        """The answer's topic and partition; the request's reply address must not be refused.
 
         Without ``reply-partition`` the partition follows the request's, which keeps the order.
         """
-        if request.reply_topic is None:
-            return self.beside(request, self._topics.results)
-        if request.reply_partition is None:
-            return self.beside(request, request.reply_topic)
-        return Address(request.reply_topic, request.reply_partition)
+        topic = request.reply_topic or self._topics.results
+        if request.reply_partition is not None:
+            return topic, request.reply_partition
+        return topic, self.beside(request, topic)
 
-    def beside(self, request: Request, topic: str) -> Address:
+    def beside(self, request: Request, topic: str) -> int:
         """The partition of a topic that matches the request's partition."""
-        partition = request.partition % (self._count(topic, at_least=1) or 1)
-        # PERF: once a request; that of the last one is mostly there. Topics are few: they exist.
-        found = self._addresses.get((topic, partition))
-        if found is None:
-            found = self._addresses[topic, partition] = Address(topic, partition)
-        return found
+        return request.partition % (self._count(topic, at_least=1) or 1)
 
     def _count(self, topic: str, at_least: int) -> int:
         count = self._counts.partitions(topic)

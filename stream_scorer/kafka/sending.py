@@ -18,7 +18,7 @@ from stream_scorer.kafka.clients import (
     producer_properties,
     wrong_property,
 )
-from stream_scorer.kafka.messages import UnreadableHeaders, read_bytes, read_headers
+from stream_scorer.kafka.messages import UnreadableHeaders, read_headers
 from stream_scorer.kafka.topics import Topics, end_offset
 from stream_scorer.protocol import (
     CONTENT_TYPE,
@@ -187,6 +187,6 @@ class RequestSender:
                 request,
                 (last_header(headers, STATUS) or b"").decode(),
                 (last_header(headers, CONTENT_TYPE) or b"").decode(),
-                read_bytes(message.value()) or b"",
+                message.value() or b"",
                 time.monotonic() - sent,
             )

@@ -108,6 +108,7 @@ def deliver(delivery: ExactlyOnce, *places: tuple[int, int]) -> None:
     requests = [request(*place) for place in places]
     turn = Turn(requests, {partition: 1 for partition, _ in places})
     delivery.deliver(turn, [Answer(item, Status.OK, "application/json", b"1") for item in requests])
+    delivery.settle()
 
 
 CASES: dict[Api, dict[Action, list[tuple[int, ...]]]] = {
@@ -316,6 +317,7 @@ def test_after_a_failure_the_requests_are_read_again(rig: Rig) -> None:
             before = delivery.counts.commits
             answers = [Answer(item, Status.OK, "text/plain", b"1") for item in turn.requests]
             delivery.deliver(turn, answers)
+            delivery.settle()
             if delivery.counts.commits > before:
                 committed += [item.payload for item in turn.requests]
     finally:

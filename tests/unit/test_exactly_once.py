@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from stream_scorer.config import ConfigError, Settings
+from stream_scorer.errors import OperationError
 from stream_scorer.kafka import exactly_once
 from stream_scorer.kafka.consumer import RequestConsumer, Turn
 from stream_scorer.kafka.exactly_once import REQUEST_TIMEOUT, ExactlyOnce, Fenced
@@ -176,6 +178,11 @@ def scored(*places: tuple[int, int], **fields: Any) -> tuple[Turn, list[Answer]]
     return Turn(requests, {place[0]: 1 for place in places}), answers
 
 
+def deliver(delivery: ExactlyOnce, turn: Turn, answers: list[Answer]) -> None:
+    delivery.deliver(turn, answers)
+    delivery.settle()
+
+
 def ok(*places: tuple[int, int]) -> list[tuple[bytes, bytes]]:
     return [(b"score-requests/%d/%d" % place, b"ok") for place in places]
 
@@ -193,7 +200,7 @@ def test_answers_letters_and_own_offsets_in_one_transaction(rig: Rig) -> None:
     delivery = rig.delivery()
     turn, answers = scored((0, 5), (0, 6), (3, 1))
     answers[1] = problem(answers[1].request, Status.MODEL_ERROR, "no")
-    delivery.deliver(turn, answers)
+    deliver(delivery, turn, answers)
     assert rig.calls() == ["init 0", "begin 0", "offsets 0", "commit 0"]
     assert rig.offsets() == [{0: 7, 3: 2}]
     assert [sent.topic for sent in rig.committed()] == [
@@ -207,7 +214,7 @@ def test_what_was_revoked_is_left_out_and_metadata_is_fresh(rig: Rig) -> None:
     turn, answers = scored((0, 5), (1, 6), (0, 7))
     rig.consumer.owned = {1}
     rig.log.clear()
-    delivery.deliver(turn, answers)
+    deliver(delivery, turn, answers)
     assert rig.answers() == ok((1, 6))
     assert rig.offsets() == [{1: 7}]
     # Asked for when everything is produced, and given to the very next call.
@@ -219,7 +226,7 @@ def test_a_turn_of_which_nothing_is_left_begins_no_transaction(rig: Rig) -> None
     delivery = rig.delivery()
     turn, answers = scored((0, 5))
     rig.consumer.owned = set()
-    delivery.deliver(turn, answers)
+    deliver(delivery, turn, answers)
     assert rig.calls() == ["init 0"]
 
 
@@ -227,7 +234,7 @@ def test_a_turn_of_which_nothing_is_left_begins_no_transaction(rig: Rig) -> None
 def test_what_may_be_retried_is_retried_and_its_producer_replaced(rig: Rig, call: str) -> None:
     delivery = rig.delivery()
     rig.fail(call, retriable(), retriable())
-    delivery.deliver(*scored((0, 5)))
+    deliver(delivery, *scored((0, 5)))
     assert rig.answers() == ok((0, 5))
     assert rig.waited == 2
     assert rig.consumer.rewound == []
@@ -247,11 +254,11 @@ def test_a_failed_transaction_is_read_again_with_a_new_producer(
     delivery = rig.delivery()
     rig.fail(call, error)
     turn, answers = scored((0, 5), (0, 6), (1, 9))
-    delivery.deliver(turn, answers)
+    deliver(delivery, turn, answers)
     assert rig.answers() == []
     assert rig.consumer.rewound == [{0: 5, 1: 9}]
     assert (delivery.counts.commits, delivery.counts.aborts, delivery.counts.renewals) == (0, 1, 1)
-    delivery.deliver(turn, answers)
+    deliver(delivery, turn, answers)
     assert rig.answers() == ok((0, 5), (0, 6), (1, 9))
     assert rig.calls()[-4:] == ["init 1", "begin 1", "offsets 1", "commit 1"]
 
@@ -270,7 +277,7 @@ def test_who_is_fenced_ends(rig: Rig, call: str, code: int) -> None:
     delivery = rig.delivery()
     rig.fail(call, fatal(code))
     with pytest.raises(Fenced, match=r"'here-2.*worker\.instance_id"):
-        delivery.deliver(*scored((0, 5)))
+        deliver(delivery, *scored((0, 5)))
     assert len(rig.producers) == 1, "a new producer would fence the other"
     assert rig.consumer.rewound == []
 
@@ -321,7 +328,7 @@ def test_a_drain_gives_up_what_is_retried_without_end(rig: Rig, call: str) -> No
     with pytest.raises(Drained):
         if call == "init":
             rig.delivery()
-        delivery.deliver(*scored((0, 5)))
+        deliver(delivery, *scored((0, 5)))
     assert rig.answers() == []
 
 
@@ -329,7 +336,7 @@ def test_what_the_broker_has_aborted_by_now_is_not_retried_any_more(rig: Rig) ->
     delivery = rig.delivery()
     rig.waiting = lambda: rig.clock.move(REQUEST_TIMEOUT)
     rig.fail("commit", *(retriable() for _ in range(100)))
-    delivery.deliver(*scored((0, 5)))
+    deliver(delivery, *scored((0, 5)))
     assert rig.answers() == []
     assert rig.consumer.rewound == [{0: 5}]
     assert rig.waited < 5
@@ -347,7 +354,7 @@ def test_a_slow_transaction_has_its_producer_replaced(
         commit(producer, timeout)
 
     monkeypatch.setattr(FakeTransactions, "commit_transaction", slow)
-    delivery.deliver(*scored((0, 5)))
+    deliver(delivery, *scored((0, 5)))
     assert (delivery.counts.commits, delivery.counts.renewals) == (1, 1)
     assert rig.calls()[-1] == "init 1"
 
@@ -371,7 +378,7 @@ def test_trouble_in_a_transaction_has_its_producer_replaced(
     delivery = rig.delivery()
     properties = rig.producers[0].properties
     happen(properties)
-    delivery.deliver(*scored((0, 5)))
+    deliver(delivery, *scored((0, 5)))
     assert delivery.counts.renewals == 0
 
     poll = FakeTransactions.poll
@@ -382,7 +389,7 @@ def test_trouble_in_a_transaction_has_its_producer_replaced(
         return poll(producer, timeout)
 
     monkeypatch.setattr(FakeTransactions, "poll", poll_and_tell)
-    delivery.deliver(*scored((0, 6)))
+    deliver(delivery, *scored((0, 6)))
     assert (delivery.counts.commits, delivery.counts.renewals) == (2, 1)
 
 
@@ -403,7 +410,7 @@ def test_a_full_queue_is_waited_for_without_the_consumer(rig: Rig) -> None:
     rig.producers[0].room = 2
     places = [(0, offset) for offset in range(7)]
     rig.log.clear()
-    delivery.deliver(*scored(*places))
+    deliver(delivery, *scored(*places))
     assert rig.answers() == ok(*places)
     assert rig.waited > 0, "it beats, and may give up"
 
@@ -427,7 +434,7 @@ def test_what_the_broker_refuses_is_found_and_answered_as_a_problem(
     delivery = rig.delivery()
     rig.outcome = too_large_at(*offsets)
     places = [(0, offset) for offset in range(8)]
-    delivery.deliver(*scored(*places))
+    deliver(delivery, *scored(*places))
     statuses = dict(rig.answers())
     assert len(rig.answers()) == len(statuses) == 8
     for offset in range(8):
@@ -449,7 +456,7 @@ def test_what_the_broker_refuses_is_found_and_answered_as_a_problem(
 def test_what_the_client_refuses_costs_no_abort(rig: Rig) -> None:
     delivery = rig.delivery()
     rig.refusal = too_large_at(1)
-    delivery.deliver(*scored((0, 0), (0, 1), (0, 2)))
+    deliver(delivery, *scored((0, 0), (0, 1), (0, 2)))
     assert [status for _, status in rig.answers()] == [b"ok", b"model-error", b"ok"]
     assert delivery.counts.aborts == 0
 
@@ -464,7 +471,7 @@ def test_a_refusal_in_mid_turn_stops_the_producing_and_is_found_too(rig: Rig) ->
         if any(refuse(earlier) for earlier in rig.producers[-1].sent)
         else None
     )
-    delivery.deliver(*scored((0, 0), (0, 1), (0, 2), (0, 3)))
+    deliver(delivery, *scored((0, 0), (0, 1), (0, 2), (0, 3)))
     assert [status for _, status in rig.answers()] == [b"ok", b"model-error", b"ok", b"ok"]
     assert rig.consumer.rewound == []
 
@@ -474,7 +481,7 @@ def test_an_address_that_is_gone_gets_its_problem_on_the_results(rig: Rig) -> No
     rig.outcome = lambda sent: (
         KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART) if sent.topic == "score-replies" else None
     )
-    delivery.deliver(*scored((0, 0), reply_topic="score-replies"))
+    deliver(delivery, *scored((0, 0), reply_topic="score-replies"))
     answer, letter = rig.committed()
     assert (answer.topic, answer.header("status")) == ("score-results", b"invalid-request")
     assert "score-replies" in json.loads(answer.value or b"")["detail"]
@@ -485,7 +492,7 @@ def test_what_cannot_be_mended_is_read_again(rig: Rig) -> None:
     """The results topic itself is refused: no problem can be sent there either."""
     delivery = rig.delivery()
     rig.outcome = lambda _: KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
-    delivery.deliver(*scored((0, 3)))
+    deliver(delivery, *scored((0, 3)))
     assert rig.answers() == []
     assert rig.consumer.rewound == [{0: 3}]
 
@@ -507,17 +514,102 @@ def test_after_a_failure_among_halves_all_that_is_left_is_read_again(
         original(producer)
 
     monkeypatch.setattr(FakeTransactions, "begin_transaction", begin)
-    delivery.deliver(turn, answers)
+    deliver(delivery, turn, answers)
     assert rig.answers() == ok((0, 0), (0, 1))
     assert rig.consumer.rewound == [{0: 2}]
 
 
 def test_between_two_turns_nothing_is_in_flight(rig: Rig) -> None:
     delivery = rig.delivery()
-    delivery.deliver(*scored((0, 5)))
+    deliver(delivery, *scored((0, 5)))
     rig.log.clear()
     delivery.serve()
     delivery.revoked([0], 5)
     delivery.lost([0])
     assert delivery.in_flight() == delivery.abandon() == 0
     assert rig.log == []
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No commit ends until this is set."""
+    event = threading.Event()
+    commit = FakeTransactions.commit_transaction
+
+    def slow(producer: FakeTransactions, timeout: float) -> None:
+        event.wait(10)
+        commit(producer, timeout)
+
+    monkeypatch.setattr(FakeTransactions, "commit_transaction", slow)
+    yield event
+    event.set()
+
+
+def test_a_commit_is_under_way_while_the_next_turn_is_scored(
+    rig: Rig, held: threading.Event
+) -> None:
+    delivery = rig.delivery()
+    delivery.deliver(*scored((0, 5), (1, 6)))
+    delivery.serve()
+    assert (delivery.in_flight(), delivery.counts.commits) == (2, 0)
+    held.set()
+    delivery.deliver(*scored((0, 6)))
+    assert (delivery.in_flight(), delivery.counts.commits) == (1, 1)
+    assert rig.calls().index("commit 0") < rig.calls().index("begin 0", 2)
+
+
+def test_partitions_go_when_their_commit_has_ended(rig: Rig, held: threading.Event) -> None:
+    delivery = rig.delivery()
+    delivery.deliver(*scored((0, 5)))
+    threading.Timer(0.05, held.set).start()
+    delivery.revoked([0], 1.0)
+    assert rig.answers() == ok((0, 5))
+    assert delivery.in_flight() == 0
+
+
+def test_what_was_scored_meanwhile_is_read_again_with_what_was_not_committed(rig: Rig) -> None:
+    delivery = rig.delivery()
+    rig.fail("commit", abortable())
+    delivery.deliver(*scored((0, 5), (1, 6)))
+    rewind = rig.consumer.rewind
+
+    def disown(first: dict[int, int]) -> None:
+        rewind(first)
+        rig.consumer.owned -= first.keys()
+
+    rig.consumer.rewind = disown  # type: ignore[method-assign]
+    deliver(delivery, *scored((0, 6), (2, 1)))
+    assert rig.consumer.rewound == [{0: 5, 1: 6}]
+    assert rig.answers() == ok((2, 1))
+
+
+@pytest.mark.parametrize("what", ["revoked", "lost"])
+def test_what_fails_when_partitions_go_ends_the_worker_in_its_loop(rig: Rig, what: str) -> None:
+    delivery = rig.delivery()
+    rig.fail("commit", fatal())
+    delivery.deliver(*scored((0, 5)))
+    if what == "revoked":
+        delivery.revoked([0], 1.0)
+    else:
+        delivery.lost([0])
+    with pytest.raises(Fenced):
+        delivery.serve()
+    with pytest.raises(Fenced):
+        delivery.deliver(*scored((1, 5)))
+
+
+def test_a_turn_that_is_given_up_half_published_is_never_committed(rig: Rig) -> None:
+    delivery = rig.delivery()
+
+    class Drained(OperationError):
+        pass
+
+    def give_up() -> None:
+        raise Drained
+
+    rig.waiting = give_up
+    rig.producers[0].room = 1
+    with pytest.raises(Drained):
+        delivery.deliver(*scored((0, 5), (0, 6)))
+    delivery.revoked([0], 1.0)
+    assert "commit 0" not in rig.calls()

@@ -5,7 +5,7 @@ from typing import NoReturn
 import pytest
 from confluent_kafka import Message
 
-from stream_scorer.kafka.messages import UnreadableHeaders, read_bytes, read_headers, read_request
+from stream_scorer.kafka.messages import UnreadableHeaders, read_headers, read_request
 from tests.fakes import CREATE_TIME, message
 
 
@@ -75,9 +75,3 @@ def test_headers_that_cannot_be_read_are_told_to_other_readers(error: Exception)
 
 def test_a_fault_in_a_header_is_kept() -> None:
     assert read_request(message(0, 0, headers=[("deadline", b"soon")])).fault is not None
-
-
-def test_keys_and_values_are_bytes() -> None:
-    assert read_bytes(None) is None
-    assert read_bytes(b"\xff") == b"\xff"
-    assert read_bytes("é") == "é".encode()

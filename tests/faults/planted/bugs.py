@@ -26,7 +26,7 @@ def no_rewind() -> None:
 def offsets_outside() -> None:
     """Offsets are committed beside the transaction."""
 
-    def commit(self: ExactlyOnce, next_offsets: dict[int, int]) -> None:
+    def commit(self: ExactlyOnce, next_offsets: dict[int, int], metadata: object) -> None:
         self._consumer.commit(next_offsets, timeout=10)
 
     _replace(ExactlyOnce, "_send_offsets", commit)
@@ -55,11 +55,11 @@ def client_position() -> None:
     """The client's own position is committed: what it handed out, not what is answered."""
     send_offsets = ExactlyOnce._send_offsets
 
-    def send_position(self: ExactlyOnce, next_offsets: dict[int, int]) -> None:
+    def send_position(self: ExactlyOnce, next_offsets: dict[int, int], metadata: object) -> None:
         topic = self._settings.topics.requests
         places = [TopicPartition(topic, partition) for partition in next_offsets]
         found = self._consumer._consumer.position(places)
-        send_offsets(self, {place.partition: place.offset for place in found})
+        send_offsets(self, {place.partition: place.offset for place in found}, metadata)
 
     _replace(ExactlyOnce, "_send_offsets", send_position)
 
@@ -90,8 +90,9 @@ def offset_of_the_last() -> None:
     """The offset of the last request is committed, instead of the next one to read."""
     send_offsets = ExactlyOnce._send_offsets
 
-    def one_less(self: ExactlyOnce, next_offsets: dict[int, int]) -> None:
-        send_offsets(self, {partition: offset - 1 for partition, offset in next_offsets.items()})
+    def one_less(self: ExactlyOnce, next_offsets: dict[int, int], metadata: object) -> None:
+        less = {partition: offset - 1 for partition, offset in next_offsets.items()}
+        send_offsets(self, less, metadata)
 
     _replace(ExactlyOnce, "_send_offsets", one_less)
 
@@ -113,10 +114,10 @@ def answers_outside() -> None:
         (producer,) = producers
         headers: Any = record.headers
         producer.produce(
-            record.address.topic,
+            record.topic,
             record.value,
             record.key,
-            record.address.partition,
+            record.partition,
             headers=headers,
         )
         producer.flush(10)  # so that each is there before the worker dies

@@ -17,14 +17,14 @@ def induced_abort() -> None:
     send_offsets = ExactlyOnce._send_offsets
     calls = 0
 
-    def fail_once(self: ExactlyOnce, next_offsets: dict[int, int]) -> None:
+    def fail_once(self: ExactlyOnce, next_offsets: dict[int, int], metadata: object) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KafkaException(
                 KafkaError(KafkaError.ILLEGAL_GENERATION, "induced", False, False, True)
             )
-        send_offsets(self, next_offsets)
+        send_offsets(self, next_offsets, metadata)
 
     ExactlyOnce._send_offsets = fail_once  # type: ignore[method-assign]
 
