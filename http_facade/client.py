@@ -16,6 +16,7 @@ import secrets
 import threading
 import time
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -63,6 +64,9 @@ _log = logging.getLogger(__name__)
 
 _FEW: Final = 16
 """Up to so many pending requests each is sent at once; above, the linger forms batches."""
+
+_LINGER_MS: Final = 2
+"""Of a worker's 5 ms each caller would wait for most; without any, each request is a batch."""
 
 _SERVE_EVERY: Final = 0.1
 """Seconds between two looks at the producer's delivery reports while nobody hurries it."""
@@ -120,7 +124,7 @@ class RequestReplyClient:
         self._instance = secrets.token_hex(8)
         self._prefix = f"{self._instance}.".encode()
         self._pending: dict[bytes, asyncio.Future[Reply]] = {}
-        self._ended: dict[bytes, bool] = {}  # correlation id -> whether it was answered
+        self._ended: OrderedDict[bytes, bool] = OrderedDict()  # by id, whether it was answered
         self._counts = Counts()
         self._model: str | None = None
         self._pid: int | None = None
@@ -214,17 +218,14 @@ class RequestReplyClient:
         try:
             self._send(correlation_id, payload, record_headers)
             del payload  # librdkafka has its copy; many large ones may be waiting
-            async with asyncio.timeout(timeout):
+            # PERF: a tenth of the facade's time less than asyncio.timeout().
+            timer = self._loop.call_later(timeout, self._expire, correlation_id, timeout)
+            try:
                 reply = await future
+            finally:
+                timer.cancel()
             answered = True
             return reply
-        except TimeoutError:
-            self._counts.timeouts += 1
-            raise ReplyTimeout(
-                f"no answer within {timeout:.3g} s; whether the request was or will be scored "
-                "is unknown",
-                correlation_id,
-            ) from None
         finally:
             del self._pending[correlation_id]
             self._remember(correlation_id, answered)
@@ -268,7 +269,7 @@ class RequestReplyClient:
     def _remember(self, correlation_id: bytes, answered: bool) -> None:
         self._ended[correlation_id] = answered
         if len(self._ended) > _REMEMBERED:
-            del self._ended[next(iter(self._ended))]
+            self._ended.popitem(last=False)
 
     # ---- on the event loop, asked for by the threads ----
 
@@ -289,6 +290,18 @@ class RequestReplyClient:
                 self._counts.duplicate += 1
             else:
                 self._counts.late += 1
+
+    def _expire(self, correlation_id: bytes, timeout: float) -> None:
+        future = self._pending.get(correlation_id)
+        if future is not None and not future.done():
+            self._counts.timeouts += 1
+            future.set_exception(
+                ReplyTimeout(
+                    f"no answer within {timeout:.3g} s; whether the request was or will be scored "
+                    "is unknown",
+                    correlation_id,
+                )
+            )
 
     def _refuse(self, correlation_id: bytes, error: KafkaError) -> None:
         future = self._pending.get(correlation_id)
@@ -625,15 +638,16 @@ def check_properties(settings: Settings) -> None:
 
 
 def _request_properties(settings: Settings) -> dict[str, Any]:
-    return producer_properties(settings) | {
+    return producer_properties(settings, linger_ms=_LINGER_MS) | {
         # A repeated request costs a scoring, and its second reply is dropped; a producer without
         # idempotence has no state that only a new one leaves.
         "enable.idempotence": False,
         # Some time is left to tell the caller, before the timeout does.
         "delivery.timeout.ms": max(100, int(settings.facade.timeout * 800)),
         "delivery.report.only.error": True,
-        # Without it requests that are sent alone all land on one partition.
-        "sticky.partitioning.linger.ms": 0,
+        # A batch goes to one partition, the next to another. By default requests that are sent
+        # alone all land on one; with 0 each goes to another, and the broker gets a batch for each.
+        "sticky.partitioning.linger.ms": _LINGER_MS,
     }
 
 

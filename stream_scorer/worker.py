@@ -9,6 +9,7 @@ from dataclasses import replace
 from time import monotonic, time
 from typing import Final, Protocol
 
+from stream_scorer.admission import Admission
 from stream_scorer.background import BackgroundThread
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
@@ -105,7 +106,8 @@ class Worker:
         self._pulse = pulse or Pulse(settings.worker.ready_file)
         self._counted = Counts()
         self._drain_until: float | None = None
-        self._last_turn_ms = 0.0
+        self._admission = Admission()
+        self._scored = 0
         self._most = FIRST_TURN
         self._consumer = RequestConsumer(
             settings,
@@ -164,9 +166,6 @@ class Worker:
         if turn.requests:
             failpoint("after_poll")
             self._take_turn(turn)
-        else:
-            # With nothing waiting, how long the last turn took says nothing about the next.
-            self._last_turn_ms = 0.0
         self._delivery.serve()
         self._observe(0)
 
@@ -177,7 +176,7 @@ class Worker:
         scored = monotonic()
         self._delivery.deliver(turn, answers)
         ended = monotonic()
-        self._last_turn_ms = (ended - began) * 1000
+        self._admission.took((ended - began) * 1000, self._scored)
         self._most = self._next_turn(answers)
         self._metrics.turn.observe(len(answers))
         self._metrics.stage("queue", max(answer.queue for answer in answers) / 1000)
@@ -193,24 +192,27 @@ class Worker:
 
     def _answer(self, requests: Sequence[Request]) -> list[Answer]:
         now = int(time() * 1000)
-        refusals = [self._refuse(request, now) for request in requests]
+        left = [item.deadline - now for item in requests if item.deadline is not None]
+        least_left = self._admission.least_left(left, len(requests) - len(left)) if left else 0.0
+        refusals = [self._refuse(request, now + least_left) for request in requests]
         admitted = [
             request for request, refusal in zip(requests, refusals, strict=True) if refusal is None
         ]
+        self._scored = len(admitted)
         scored = iter(self._score(admitted) if admitted else ())
         answers = [refusal or next(scored) for refusal in refusals]
         for answer in answers:
             answer.queue = max(0, now - answer.request.timestamp)
         return answers
 
-    def _refuse(self, request: Request, now: int) -> Answer | None:
+    def _refuse(self, request: Request, first_deadline: float) -> Answer | None:
         refusal = self._routes.refusal(request)
         if refusal is not None:
             # It cannot be answered where it asks; the results topic is always there.
             request.reply_topic = request.reply_partition = None
         if (fault := request.fault or refusal) is not None:
             return problem(request, Status.INVALID_REQUEST, fault)
-        if request.deadline is not None and request.deadline - now < self._last_turn_ms:
+        if request.deadline is not None and request.deadline < first_deadline:
             return problem(request, Status.EXPIRED, "too little time was left to score it")
         return None
 

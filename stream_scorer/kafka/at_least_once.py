@@ -16,7 +16,7 @@ from stream_scorer.protocol import Answer
 COMMIT_INTERVAL: Final = 0.1
 """Seconds between commits under load; bounds what is scored again after a crash."""
 
-LIGHT_TURN: Final = 16
+LIGHT_TURN: Final = 512
 """Up to so many requests in a turn there is no backlog: their answers are sent at once."""
 
 _DELIVERY_WAIT: Final = 0.05

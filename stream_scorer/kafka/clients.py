@@ -73,13 +73,16 @@ def client_properties(kafka: Kafka) -> dict[str, Any]:
     } | _as_text(kafka.common)
 
 
-def producer_properties(settings: Settings, largest_request: int = 0) -> dict[str, Any]:
+def producer_properties(
+    settings: Settings, largest_request: int = 0, *, linger_ms: int = 5
+) -> dict[str, Any]:
     """A producer that loses nothing, repeats nothing by itself, and queues in bounds.
 
     Args:
         settings: the settings.
         largest_request: the largest record that the requests topic takes, in bytes, where it is
             known: the producer must be able to copy it to the dead-letter topic.
+        linger_ms: how long a record waits for others, unless the user sets it.
     """
     # The client counts framing too, and a dead letter is larger than its request.
     largest = max(record_bytes(settings), largest_request) + DEAD_LETTER_ROOM
@@ -88,7 +91,7 @@ def producer_properties(settings: Settings, largest_request: int = 0) -> dict[st
             # A record that the queue cannot hold at all would be waited for without end.
             "queue.buffering.max.kbytes": max(QUEUE_KBYTES, 2 * largest // 1024),
             "compression.type": "lz4",
-            "linger.ms": 5,
+            "linger.ms": linger_ms,
         }
         | client_properties(settings.kafka)
         | _as_text(settings.kafka.producer)

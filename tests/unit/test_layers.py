@@ -17,6 +17,7 @@ PACKAGES: Final = ("stream_scorer", "http_facade")
 
 _BASE: Final = frozenset({"errors", "failpoints", "protocol"})
 _ENGINE: Final = _BASE | {
+    "admission",
     "background",
     "config",
     "health",
@@ -33,6 +34,7 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "errors": frozenset(),
     "failpoints": frozenset({"errors"}),
     "protocol": frozenset(),
+    "admission": frozenset(),
     "background": frozenset(),
     "config": _BASE,
     "plugins": _BASE,

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, Message
 from stream_scorer import worker as module
 from stream_scorer.config import Settings
 from stream_scorer.kafka import at_least_once
-from stream_scorer.kafka.at_least_once import COMMIT_INTERVAL, LIGHT_TURN
+from stream_scorer.kafka.at_least_once import COMMIT_INTERVAL
 from stream_scorer.kafka.consumer import ConsumerFailed
 from stream_scorer.kafka.producer import DeliveryFailed
 from stream_scorer.kafka.topics import Topics
@@ -142,13 +142,12 @@ def test_answers_come_in_the_order_of_their_requests(rig: Rig) -> None:
     assert [[request.offset for request in turn] for turn in rig.scorer.turns] == [[1, 3, 1]]
 
 
-@pytest.mark.parametrize(
-    ("count", "flushes"), [(0, []), (1, [0.001]), (LIGHT_TURN, [0.001]), (LIGHT_TURN + 1, [])]
-)
+@pytest.mark.parametrize(("count", "flushes"), [(0, []), (1, [0.001]), (16, [0.001]), (17, [])])
 def test_without_a_backlog_answers_are_sent_at_once(
-    rig: Rig, count: int, flushes: list[float]
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, count: int, flushes: list[float]
 ) -> None:
     """However long ``linger.ms`` is, which serves turns of many."""
+    monkeypatch.setattr(at_least_once, "LIGHT_TURN", 16)
     rig.feed(*((0, offset) for offset in range(count)))
     rig.worker.step()
     assert rig.producer.flushes == flushes
@@ -246,26 +245,30 @@ def test_a_request_past_its_deadline_is_not_scored(rig: Rig) -> None:
     assert rig.producer.to("score-requests.dlq") == []
 
 
-@pytest.mark.parametrize(
-    ("left", "status"), [(2_999, b"expired"), (3_000, b"ok"), (60_000, b"ok"), (-1, b"expired")]
-)
-def test_a_request_with_less_time_left_than_the_last_turn_took_is_expired(
-    monkeypatch: pytest.MonkeyPatch, left: int, status: bytes
-) -> None:
+@pytest.mark.parametrize("left", [-1, 0])
+def test_a_deadline_that_passed_is_expired_however_fast_the_worker_is(rig: Rig, left: int) -> None:
+    deadline = NOW_MS + left
+    rig.consumer.feed(message(0, 2, headers=[("content-type", b"a/b"), _deadline(deadline)]))
+    rig.worker.step()
+    assert [status for _, status in rig.answers()] == [b"ok" if left == 0 else b"expired"]
+
+
+def test_of_a_backlog_only_what_is_done_in_time_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second for each request: of five, the three with the most time left are done in three."""
     rig = Rig(monkeypatch)
-    rig.scorer.before = lambda _: rig.clock.move(3)
+    rig.scorer.before = lambda items: rig.clock.move(len(items))
     rig.start(0)
     rig.feed((0, 1))
     rig.worker.step()
-    deadline = int(rig.clock() * 1000) + left
-    rig.consumer.feed(
-        message(0, 2, headers=[("content-type", b"a/b"), ("deadline", b"%d" % deadline)])
-    )
+    now = int(rig.clock() * 1000)
+    for offset, left in enumerate((1_000, 2_500, 3_400, 3_500, 4_000), 2):
+        rig.consumer.feed(message(0, offset, headers=[_deadline(now + left)]))
     rig.worker.step()
-    assert rig.answers() == [*ok(1), (b"score-requests/0/2", status)]
+    statuses = [b"ok", b"expired", b"expired", b"ok", b"ok", b"ok"]
+    assert [status for _, status in rig.answers()] == statuses
 
 
-def test_one_slow_turn_does_not_make_every_later_request_expire(
+def test_one_slow_turn_expires_no_later_request_that_is_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rig = Rig(monkeypatch)
@@ -273,26 +276,14 @@ def test_one_slow_turn_does_not_make_every_later_request_expire(
     rig.start(0)
     rig.feed((0, 1))
     rig.worker.step()
-    for offset in (2, 3):
-        deadline = int(rig.clock() * 1000) + 1000
-        rig.consumer.feed(message(0, offset, headers=[("deadline", b"%d" % deadline)]))
-        rig.worker.step()
-    assert [status for _, status in rig.answers()] == [b"ok", b"expired", b"ok"]
-
-
-def test_a_slow_turn_expires_nothing_once_the_worker_was_idle(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rig = Rig(monkeypatch)
-    rig.scorer.before = lambda items: rig.clock.move(3 if items[0].offset == 1 else 0)
-    rig.start(0)
-    rig.feed((0, 1))
-    rig.worker.step()
-    rig.worker.step()  # nothing is there
     deadline = int(rig.clock() * 1000) + 1000
-    rig.consumer.feed(message(0, 2, headers=[("deadline", b"%d" % deadline)]))
+    rig.consumer.feed(message(0, 2, headers=[_deadline(deadline)]))
     rig.worker.step()
     assert [status for _, status in rig.answers()] == [b"ok", b"ok"]
+
+
+def _deadline(milliseconds: int) -> tuple[str, bytes]:
+    return "deadline", b"%d" % milliseconds
 
 
 # Commits.
