@@ -283,7 +283,7 @@ class RequestReplyClient:
                 continue
             answered = self._ended.get(correlation_id)
             if future is not None:
-                answered = not future.cancelled()
+                answered = not future.cancelled() and future.exception() is None
             if answered is None:
                 self._counts.orphan += 1
             elif answered:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Final
 
 _SLOWER: Final = 1.2
@@ -27,23 +27,24 @@ class Admission:
     def __init__(self) -> None:
         self._each_ms: float | None = None
 
-    def least_left(self, left: Iterable[float], others: int) -> float:
-        """How much time a request must have left to be taken, in ms.
+    def refused(self, left: Mapping[int, float], others: int) -> set[int]:
+        """Which requests are not to be scored.
 
-        The one with the most left is taken as long as it is not late, so that the expectation,
-        which may be wrong, is tried.
+        One of them is tried, the one with the most time left, unless it is late already: the
+        expectation may be wrong.
 
         Args:
-            left: how much time each request with a deadline has left, in ms.
+            left: how much time each request with a deadline has left, in ms, by any number.
             others: how many requests without a deadline there are, which are all taken.
         """
-        least = 0.0
         each = _WAY_BACK * (self._each_ms or 0.0)
-        for number, time in enumerate(sorted(left, reverse=True), others + 1):
-            if time < number * each and least > 0:
-                break
-            least = max(0.0, time)
-        return least
+        order = sorted(left, key=left.__getitem__, reverse=True)
+        taken = 0
+        while taken < len(order) and left[order[taken]] >= (others + taken + 1) * each:
+            taken += 1
+        if taken == 0 and left[order[0]] >= 0:
+            taken = 1
+        return set(order[taken:])
 
     def took(self, milliseconds: float, requests: int) -> None:
         """Tell how long a turn took in which so many requests were scored."""

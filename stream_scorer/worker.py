@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import replace
 from time import monotonic, time
@@ -53,19 +53,25 @@ class Delivery(Protocol):
         """Publish a turn's answers, so that its offsets are committed with or after them."""
 
     def serve(self) -> None:
-        """Do what is due; called again and again, never waits."""
+        """Do what is due; called again and again, and waits for no more than a failure takes."""
 
     def in_flight(self) -> int:
-        """How many records are published and not delivered."""
+        """How much is published and not delivered."""
 
     def revoked(self, partitions: Sequence[int], timeout: float) -> None:
-        """Partitions are about to go: get what is theirs to the broker, in ``timeout`` seconds."""
+        """Partitions are about to go: get what is theirs to the broker, in ``timeout`` seconds.
+
+        Raises nothing, being called by the consumer's client; see ``raise_failure``.
+        """
 
     def lost(self, partitions: Sequence[int]) -> None:
         """Partitions are gone."""
 
     def abandon(self) -> int:
-        """Forget what is not delivered; how many records that was."""
+        """Forget what is not delivered; how much that was."""
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong while partitions went, if anything did."""
 
 
 class DrainTimeout(OperationError):
@@ -159,6 +165,7 @@ class Worker:
                 self.step()
         finally:
             self._close()
+        self._delivery.raise_failure()
 
     def step(self) -> None:
         """One turn of the loop."""
@@ -192,9 +199,10 @@ class Worker:
 
     def _answer(self, requests: Sequence[Request]) -> list[Answer]:
         now = int(time() * 1000)
-        left = [item.deadline - now for item in requests if item.deadline is not None]
-        least_left = self._admission.least_left(left, len(requests) - len(left)) if left else 0.0
-        refusals = [self._refuse(request, now + least_left) for request in requests]
+        expired = self._expired(requests, now)
+        refusals = [
+            self._refuse(request, number in expired) for number, request in enumerate(requests)
+        ]
         admitted = [
             request for request, refusal in zip(requests, refusals, strict=True) if refusal is None
         ]
@@ -205,14 +213,23 @@ class Worker:
             answer.queue = max(0, now - answer.request.timestamp)
         return answers
 
-    def _refuse(self, request: Request, first_deadline: float) -> Answer | None:
+    def _expired(self, requests: Sequence[Request], now: int) -> Set[int]:
+        """Which of them, by their numbers, are not worth scoring any more."""
+        left = {
+            number: request.deadline - now
+            for number, request in enumerate(requests)
+            if request.deadline is not None
+        }
+        return self._admission.refused(left, len(requests) - len(left)) if left else frozenset()
+
+    def _refuse(self, request: Request, expired: bool) -> Answer | None:
         refusal = self._routes.refusal(request)
         if refusal is not None:
             # It cannot be answered where it asks; the results topic is always there.
             request.reply_topic = request.reply_partition = None
         if (fault := request.fault or refusal) is not None:
             return problem(request, Status.INVALID_REQUEST, fault)
-        if request.deadline is not None and request.deadline < first_deadline:
+        if expired:
             return problem(request, Status.EXPIRED, "too little time was left to score it")
         return None
 

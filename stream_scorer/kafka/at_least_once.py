@@ -17,7 +17,8 @@ COMMIT_INTERVAL: Final = 0.1
 """Seconds between commits under load; bounds what is scored again after a crash."""
 
 LIGHT_TURN: Final = 512
-"""Up to so many requests in a turn there is no backlog: their answers are sent at once."""
+"""Up to so many requests in a turn their answers are sent at once: ``linger.ms`` would be most of
+what their callers wait for. Larger turns fill batches by themselves."""
 
 _DELIVERY_WAIT: Final = 0.05
 
@@ -119,6 +120,9 @@ class AtLeastOnce:
     def abandon(self) -> int:
         """Forget what is not delivered, at the very end; how many records that was."""
         return self._producer.abandon()
+
+    def raise_failure(self) -> None:
+        """There is none that the loop does not meet by itself."""
 
     def _due(self) -> bool:
         if not self._published or monotonic() - self._committed_at < COMMIT_INTERVAL:

@@ -257,14 +257,18 @@ class RequestConsumer:
             ConsumerFailed: the committed offsets are not known, or cannot be gone back to.
         """
         places = self._places(first.keys() & self._epochs.keys())
+        if not places:
+            return
         try:
             for place in self._consumer.committed(places, _COMMITTED_TIMEOUT):
                 if place.error is not None:
                     raise KafkaException(place.error)
                 if place.offset < 0:
                     place.offset = first[place.partition]
-                self._consumer.seek(place)
                 self._next[place.partition] = place.offset
+                # What is paused is sought for when it is resumed.
+                if place.partition not in self._paused:
+                    self._consumer.seek(place)
             self._changes += 1
             again = {place.partition for place in places}
             self._epochs |= dict.fromkeys(again, self._changes)

@@ -26,7 +26,7 @@ from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.outputs import REFUSALS, Output, Record
 from stream_scorer.kafka.producer import DeliveryFailed
 from stream_scorer.kafka.routes import Routes
-from stream_scorer.protocol import Answer
+from stream_scorer.protocol import Answer, Request
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ TRANSACTION_TIMEOUT: Final = 15.0
 
 REQUEST_TIMEOUT: Final = 10.0
 """Seconds until the client gives up a request to a broker, whatever it asked for."""
+
+_HANGS_AFTER: Final = 2.5 * REQUEST_TIMEOUT
+"""Seconds after which an attempt to commit, of two requests, does not come back any more."""
 
 _CONNECTIONS: Final = 6
 """The ``log_level`` at which librdkafka tells of connections."""
@@ -128,6 +131,8 @@ class ExactlyOnce:
         )
         self._offsets: tuple[dict[int, int], object] | None = None
         self._under_way: Sequence[Output] = []
+        self._turn = Turn([], {})
+        self._give_up_at = 0.0
         self._committing: Future[None] | None = None
         self._start_error: KafkaException | None = None
         self._failure: OperationError | None = None
@@ -145,16 +150,13 @@ class ExactlyOnce:
             ConsumerFailed: the consumer cannot go back.
             DeliveryFailed: the client hangs.
         """
-        self._raise_failure()
+        self.raise_failure()
         # First, since a turn that is to be read again takes what was read after it along.
         self.settle()
         # No poll until our generation is looked at: ownership is as it is now.
-        part = [
-            Output.of(answer)
-            for answer in answers
-            if self._consumer.still_owned(turn, answer.request.partition)
-        ]
+        part = [Output.of(answer) for answer in answers if self._is_owned(turn, answer.request)]
         if part:
+            self._turn = turn
             self._start(part)
             self._under_way = part
 
@@ -168,6 +170,7 @@ class ExactlyOnce:
         Raises:
             Fenced, ConsumerFailed, DeliveryFailed: as for ``deliver``.
         """
+        turn = self._turn
         parts = [self._under_way] if self._under_way else []
         self._under_way = []
         while parts:
@@ -191,12 +194,18 @@ class ExactlyOnce:
             else:
                 self.counts.commits += 1
                 failpoint("after_commit")
+            # What went while this was under way is its new owner's.
+            parts = [
+                owned
+                for rest in parts
+                if (owned := [each for each in rest if self._is_owned(turn, each.request)])
+            ]
             if parts:
                 self._start(parts[0])
 
     def serve(self) -> None:
         """Let the client tell of its troubles, and see to a commit that has ended."""
-        self._raise_failure()
+        self.raise_failure()
         if self._committing is None or self._committing.done():
             self.settle()
             self._producer.poll(0)
@@ -221,12 +230,17 @@ class ExactlyOnce:
         """Forget the commit under way, at the very end; how many requests that was."""
         return self.in_flight()
 
-    def _raise_failure(self) -> None:
+    def raise_failure(self) -> None:
+        """Raise what went wrong while partitions went, if anything did."""
         if self._failure is not None:
             raise self._failure
 
+    def _is_owned(self, turn: Turn, request: Request) -> bool:
+        return self._consumer.still_owned(turn, request.partition)
+
     def _start(self, part: Sequence[Output]) -> None:
         """Publish, and begin to commit; what fails is met by ``_finish``."""
+        self._give_up_at = monotonic() + TRANSACTION_TIMEOUT
         self._suspect = False
         self._refused = []
         self._start_error = self._committing = None
@@ -246,13 +260,16 @@ class ExactlyOnce:
         try:
             if self._start_error is not None:
                 raise self._start_error
-            self._until_done(self._commit)
+            self._until_done(self._commit, self._give_up_at)
         except KafkaException as error:
             if error.args[0].fatal():
                 raise
             # A refusal is reported by the abort at the latest: until then all that may be seen
             # of it is that nothing can be produced any more.
-            self._until_done(lambda: self._producer.abort_transaction(REQUEST_TIMEOUT))
+            self._until_done(
+                lambda: self._producer.abort_transaction(REQUEST_TIMEOUT),
+                monotonic() + TRANSACTION_TIMEOUT,
+            )
             if not self._refused:
                 raise
             if len(part) == 1:
@@ -271,10 +288,15 @@ class ExactlyOnce:
         """The attempt that is under way, then others where it has failed."""
         committing = self._committing or self._calls.submit(self._commit_once)
         self._committing = None
-        try:
-            committing.result(TRANSACTION_TIMEOUT)
-        except NotYet:
-            raise DeliveryFailed("the client does not come back from a transaction") from None
+        deadline = monotonic() + _HANGS_AFTER
+        while monotonic() < deadline:
+            try:
+                committing.result(_RETRY_WAIT)
+            except NotYet:
+                self._waiting()
+            else:
+                return
+        raise DeliveryFailed("the client does not come back from a transaction")
 
     def _commit_once(self) -> None:
         """Send the offsets, if that is not done yet, and commit; in a thread of its own."""
@@ -356,9 +378,8 @@ class ExactlyOnce:
         if error is not None and error.code() in REFUSALS:
             self._refused.append((error, message.topic() == self._dead_letters))
 
-    def _until_done(self, call: Callable[[], object]) -> None:
+    def _until_done(self, call: Callable[[], object], deadline: float) -> None:
         # What the broker has aborted by then is not worth any more patience.
-        deadline = monotonic() + TRANSACTION_TIMEOUT
         while True:
             try:
                 call()

@@ -45,7 +45,8 @@ def decode_split_json(
     try:
         table = _read(payload)
         values = np.array(table.data)
-    except (msgspec.MsgspecError, ValueError):  # the latter: rows of different lengths
+    # ValueError: rows of different lengths; RecursionError: something deep beside them.
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return _look_closely(payload, columns, ignored)
     order = _order(table.columns, tuple(columns), tuple(ignored))
     # No value is larger than the length of the vector they all make: one call for all of them.

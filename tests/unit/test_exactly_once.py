@@ -519,7 +519,7 @@ def test_after_a_failure_among_halves_all_that_is_left_is_read_again(
     assert rig.consumer.rewound == [{0: 2}]
 
 
-def test_between_two_turns_nothing_is_in_flight(rig: Rig) -> None:
+def test_once_a_turn_is_settled_nothing_is_in_flight(rig: Rig) -> None:
     delivery = rig.delivery()
     deliver(delivery, *scored((0, 5)))
     rig.log.clear()
@@ -595,6 +595,8 @@ def test_what_fails_when_partitions_go_ends_the_worker_in_its_loop(rig: Rig, wha
     with pytest.raises(Fenced):
         delivery.serve()
     with pytest.raises(Fenced):
+        delivery.raise_failure()
+    with pytest.raises(Fenced):
         delivery.deliver(*scored((1, 5)))
 
 
@@ -613,3 +615,27 @@ def test_a_turn_that_is_given_up_half_published_is_never_committed(rig: Rig) -> 
         delivery.deliver(*scored((0, 5), (0, 6)))
     delivery.revoked([0], 1.0)
     assert "commit 0" not in rig.calls()
+
+
+def test_what_went_while_a_refused_turn_was_under_way_is_not_delivered_in_halves(rig: Rig) -> None:
+    delivery = rig.delivery()
+    rig.outcome = too_large_at(1)
+    delivery.deliver(*scored((0, 0), (0, 1), (1, 0), (1, 1)))
+    rig.consumer.owned = {1}
+    delivery.lost([0])
+    assert rig.answers() == ok((1, 0), (1, 1))
+
+
+def test_a_drain_does_not_wait_for_a_commit_that_hangs(rig: Rig, held: threading.Event) -> None:
+    class Drained(OperationError):
+        pass
+
+    def give_up() -> None:
+        raise Drained
+
+    delivery = rig.delivery()
+    rig.waiting = give_up
+    delivery.deliver(*scored((0, 5)))
+    delivery.revoked([0], 1.0)
+    with pytest.raises(Drained):
+        delivery.raise_failure()

@@ -254,7 +254,7 @@ def test_a_deadline_that_passed_is_expired_however_fast_the_worker_is(rig: Rig, 
 
 
 def test_of_a_backlog_only_what_is_done_in_time_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second for each request: of five, the three with the most time left are done in three."""
+    """A second for each request: of five, three are done in time."""
     rig = Rig(monkeypatch)
     rig.scorer.before = lambda items: rig.clock.move(len(items))
     rig.start(0)
