@@ -53,6 +53,8 @@ class Predict:
                 messages = [first, *consumer.consume(500, 0)]
                 replies = [(message.headers()[0][1], message.value()) for message in messages]
                 self.loop.call_soon_threadsafe(self.resolve, replies)
+            # What is delivered leaves the queue only when this is asked for.
+            self.producer.poll(0)
 
     def resolve(self, replies: list[tuple[bytes, bytes]]) -> None:
         for correlation_id, body in replies:
