@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from benchmarks.measure import Measurement
-from benchmarks.report import Row, summarize
+from benchmarks.report import BASE, Row, summarize
 
 _SIZE: Final = (7.0, 4.5)
 """Inches."""
@@ -34,20 +35,31 @@ def throughput_by_batch_size(rows: Sequence[Row], path: Path) -> None:
 
 
 def latency_by_callers(rows: Sequence[Row], path: Path) -> None:
-    """Median latency of each contender, solid, and its 99th percentile, dotted, over callers."""
+    """Median latency of each contender, solid, and its 99th percentile, dotted, over callers.
+
+    Of the floor its best setting alone; none of who was asked with one number of callers only.
+    """
     lines: dict[str, list[tuple[int, float]]] = {}
+    asked = Counter(row.contender for row in rows if "caller" in row.variant)
     for row in rows:
-        if "caller" in row.variant:
+        other_floor = row.contender.startswith(f"{BASE},") and BASE in asked
+        if "caller" in row.variant and asked[row.contender] > 1 and not other_floor:
             for percentile in (50, 99):
                 if percentile in row.latencies_ms:
                     line = lines.setdefault(f"{row.contender} p{percentile}", [])
                     line.append((_number(row.variant), row.latencies_ms[percentile]))
     dotted = {name: ":" for name in lines if name.endswith("p99")}
-    _draw(lines, path, "callers", "ms", dotted)
+    _draw(lines, path, "callers", "ms", dotted, logarithmic=True)
 
 
 def _draw(
-    lines: dict[str, list[tuple[int, float]]], path: Path, x: str, y: str, styles: dict[str, str]
+    lines: dict[str, list[tuple[int, float]]],
+    path: Path,
+    x: str,
+    y: str,
+    styles: dict[str, str],
+    *,
+    logarithmic: bool = False,
 ) -> None:
     if not lines:
         return
@@ -56,18 +68,33 @@ def _draw(
 
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
+    # A contender's lines have one colour.
+    colours = {who: f"C{n}" for n, who in enumerate(dict.fromkeys(map(_contender, lines)))}
     for name, points in lines.items():
         points.sort()
-        axes.plot(*zip(*points, strict=True), styles.get(name, "-"), marker="o", label=name)
+        axes.plot(
+            *zip(*points, strict=True),
+            styles.get(name, "-"),
+            color=colours[_contender(name)],
+            marker="o",
+            label=name,
+        )
     ticks = sorted({at for points in lines.values() for at, _ in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
-    axes.set_ylim(bottom=0)
+    if logarithmic:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _contender(line: str) -> str:
+    return re.sub(r" p\d+$", "", line)
 
 
 def _number(variant: str) -> int:

@@ -30,6 +30,10 @@ _ALONE_WAIT: Final = 0.1
 _ALONE_TIME: Final = 0.5
 """Seconds after which the rest of those has to wait for its next turn."""
 
+_UNDER_WAY: Final = KafkaError._DESTROY
+"""Told of a record that was under way when its topic was deleted; sent again, it is delivered, or
+refused for its address."""
+
 Report = Callable[[KafkaError | None, Message | None], None]
 
 
@@ -177,6 +181,9 @@ class AnswerProducer:
         if message is not None and not alone and error.code() in TOO_LARGE:
             self._alone.append(partial(self._send_answer, output, alone=True))
             return
+        if error.code() == _UNDER_WAY:
+            self._again.append(partial(self._send_answer, output))
+            return
         had_letter = output.letter is not None
         if not output.answer_refused(error):
             self._failure = error
@@ -190,7 +197,7 @@ class AnswerProducer:
     ) -> None:
         if message is not None and not alone and error.code() in TOO_LARGE:
             self._alone.append(partial(self._send_letter, output, alone=True))
-        elif output.letter_refused(error):
+        elif error.code() == _UNDER_WAY or output.letter_refused(error):
             self._again.append(partial(self._send_letter, output))
         else:
             self._failure = error

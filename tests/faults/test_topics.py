@@ -162,20 +162,19 @@ def test_a_reply_topic_that_goes_away_costs_only_its_answers(
     headers = {"reply-topic": doomed.encode()}
     with (
         RecordReader(place.bootstrap, doomed) as replies,
-        place.reader("results", "dead_letters") as reader,
+        place.reader("results") as results,
+        place.reader("dead_letters") as letters,
         running_worker(settings),
     ):
         replies.answers(producer.send(Send(b"1", headers=headers)))
         place.admin.delete_topics([doomed])[doomed].result(WAIT)
         place.until(lambda: doomed not in place.admin.list_topics(timeout=WAIT).topics, "gone")
         lost, good = producer.send(Send(b"2", headers=headers), Send(b"3"))
-        records = reader.answers([lost, good])
-        records += reader.rest()
-    answers = {r.correlation_id: r for r in records if r.topic == place.names["results"]}
+        answers = {record.correlation_id: record for record in results.answers([lost, good])}
+        kept = [*letters.answers([lost]), *letters.rest()]
     assert answers[good].value == expected(3)
     assert answers[lost].status == "invalid-request"
-    letters = [r.correlation_id for r in records if r.topic == place.names["dead_letters"]]
-    assert letters == [lost]
+    assert [letter.correlation_id for letter in kept] == [lost]
 
 
 def test_a_missing_results_topic_is_created_where_that_is_wanted(place: Place) -> None:

@@ -56,8 +56,9 @@ def test_a_killed_worker_loses_nothing(
         payload = sent[record.correlation_id].payload
         assert payload is not None
         assert record.value == expected(int(payload))
-    # What was in hand at the kill is scored again; that is bounded by the turns in flight.
-    assert len(seen) - len(sent) <= 2000
+    # What was scored and not committed is scored again: of these few, in the 0.1 s between two
+    # commits, it may be all. tests/faults bounds it by the turns in flight.
+    assert len(seen) - len(sent) <= 3000
 
 
 def test_sigterm_under_load_answers_nothing_twice(

@@ -163,3 +163,18 @@ def test_ignored_values_do_not_hide_bad_ones() -> None:
 def test_nothing_decoded_is_infinite() -> None:
     rows = decode(["a", "b", "c"], [[3.4e38] * 3] * 100)
     assert all(math.isfinite(value) for row in rows for value in row)
+
+
+def test_what_is_deep_beside_the_table_is_refused_or_left_out() -> None:
+    deep = b"[" * 5_000 + b"]" * 5_000
+    payload = b'{"index": %b, "columns": ["a"], "data": [[1]]}' % deep
+    with pytest.raises(InvalidPayload, match="not JSON"):
+        decode_split_json(payload, ("a",))
+
+
+def test_text_in_a_column_that_is_not_needed_is_left_out() -> None:
+    payload = b'{"columns": ["id", "b", "a"], "data": [["x", 2, 1], ["y", 4.5, true]]}'
+    with pytest.raises(InvalidPayload, match="row 1, column 'a': not a number"):
+        decode_split_json(payload, ("a", "b"), ignored=("id",))
+    found = decode_split_json(payload.replace(b"true", b"3"), ("a", "b"), ignored=("id",))
+    assert found.tolist() == [[1, 2], [3, 4.5]]

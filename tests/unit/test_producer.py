@@ -229,6 +229,21 @@ def test_what_was_refused_with_its_batch_is_sent_again_by_itself(rig: Rig) -> No
     assert producer.in_flight() == 0
 
 
+def test_what_was_under_way_as_its_topic_went_is_sent_again(rig: Rig) -> None:
+    """librdkafka tells of it as of a client that ends."""
+    producer = rig.producer()
+    codes = iter([KafkaError._DESTROY, KafkaError._UNKNOWN_TOPIC])
+    rig.client.outcome = lambda sent: (
+        KafkaError(next(codes)) if sent.topic == "score-replies" else None
+    )
+    producer.publish(scored(asking(5)))
+    settle(producer)
+    assert len(rig.client.to("score-replies")) == 2
+    (answer,) = rig.client.to("score-results")
+    assert answer.header("status") == b"invalid-request"
+    assert producer.in_flight() == 0
+
+
 def test_what_is_to_be_sent_by_itself_holds_up_nobody(rig: Rig) -> None:
     """Its turn comes in poll and flush, between which the worker stays in its group."""
     producer = rig.producer()
