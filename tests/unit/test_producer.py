@@ -230,7 +230,7 @@ def test_what_was_refused_with_its_batch_is_sent_again_by_itself(rig: Rig) -> No
 
 
 def test_what_was_under_way_as_its_topic_went_is_sent_again(rig: Rig) -> None:
-    """librdkafka tells of it as of a client that ends."""
+    """The client tells of it as of one that ends."""
     producer = rig.producer()
     codes = iter([KafkaError._DESTROY, KafkaError._UNKNOWN_TOPIC])
     rig.client.outcome = lambda sent: (
