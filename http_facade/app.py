@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import falcon.asgi
+import orjson
+from falcon.media import JSONHandler
 
 from http_facade import problems
 from http_facade.body import BodyEvents
@@ -88,6 +90,7 @@ class _Envelope:
 def create_app(client: Caller, settings: Settings) -> Facade:
     """The application around a client, which it starts and closes with the server process."""
     app = Facade(middleware=[_Lifespan(client), _Envelope()])
+    app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(dumps=orjson.dumps)
     for path, resource in routes(client, settings).items():
         app.add_route(path, resource)
     problems.install(app)

@@ -9,26 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import secrets
-import threading
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
-from confluent_kafka import (
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from http_facade.calls import (
     DeliveryFailed,
@@ -39,24 +29,15 @@ from http_facade.calls import (
     ReplyTimeout,
     RequestTooLarge,
 )
+from http_facade.replies import Replies, reply_properties
+from http_facade.requests import Requests, request_properties
 from stream_scorer.config import Settings
-from stream_scorer.kafka.clients import (
-    REPEAT_AFTER,
-    consumer_properties,
-    producer_properties,
-    wrong_property,
-)
-from stream_scorer.kafka.messages import UnreadableHeaders, read_headers
-from stream_scorer.kafka.topics import BrokerUnreachable, TopicError, Topics
+from stream_scorer.kafka.clients import wrong_property
 from stream_scorer.protocol import (
-    CONTENT_TYPE,
     CORRELATION_ID,
     DEADLINE,
-    MODEL,
     REPLY_PARTITION,
     REPLY_TOPIC,
-    SERVER_TIMING,
-    STATUS,
     Header,
 )
 
@@ -64,27 +45,6 @@ _log = logging.getLogger(__name__)
 
 _FEW: Final = 16
 """Up to so many pending requests each is sent at once; above, the linger forms batches."""
-
-_LINGER_MS: Final = 2
-"""Of a worker's 5 ms each caller would wait for most; without any, each request is a batch."""
-
-_SERVE_EVERY: Final = 0.1
-"""Seconds between two looks at the producer's delivery reports while nobody hurries it."""
-
-_POLL: Final = 0.2
-"""Seconds a poll for replies waits, and so how late the thread sees that it should stop."""
-
-_MOST: Final = 500
-"""Replies taken at once."""
-
-_ATTEMPT: Final = 2.0
-"""Seconds until a broker that does not answer is asked again."""
-
-_LOOK_EVERY: Final = 5.0
-"""Seconds between two looks whether the broker is there and the replies are where they were."""
-
-_PAUSE: Final = 0.5
-"""Seconds between two attempts to connect."""
 
 _CLOSE: Final = 3.0
 """Seconds that closing may take."""
@@ -129,8 +89,8 @@ class RequestReplyClient:
         self._model: str | None = None
         self._pid: int | None = None
         self._loop: asyncio.AbstractEventLoop
-        self._requests: _Requests
-        self._replies: _Replies
+        self._requests: Requests
+        self._replies: Replies
 
     def start(self) -> None:
         """Make the Kafka clients and begin to connect; returns at once.
@@ -140,8 +100,8 @@ class RequestReplyClient:
         """
         self._loop = asyncio.get_running_loop()
         try:
-            self._requests = _Requests(self._settings, self._undelivered, self._doubt)
-            self._replies = _Replies(
+            self._requests = Requests(self._settings, self._undelivered, self._doubt)
+            self._replies = Replies(
                 self._settings, self._prefix, self._requests.look_up, self._arrived, self._lost
             )
         except (KafkaException, ValueError, TypeError) as error:
@@ -343,285 +303,6 @@ class RequestReplyClient:
         self._replies.doubt.set()
 
 
-class _Requests:
-    """The producer. ``send`` is called on the event loop; one thread serves delivery reports.
-
-    Args:
-        settings: the settings.
-        undelivered: told, in the thread, which request failed and why.
-        doubt: told, in the thread, that the broker may be away.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        undelivered: Callable[[bytes, KafkaError], None],
-        doubt: Callable[[], None],
-    ) -> None:
-        self._topic = settings.topics.requests
-        self._undelivered = undelivered
-        self._doubt = doubt
-        self._producer = Producer(_request_properties(settings) | {"error_cb": self._on_error})
-        self._hurry = threading.Event()
-        self._stopping = False
-        self.thread = threading.Thread(target=self._serve, name="requests", daemon=True)
-
-    def start(self) -> None:
-        self.thread.start()
-
-    def stop(self) -> None:
-        self._stopping = True
-        self._hurry.set()
-
-    def send(
-        self, correlation_id: bytes, payload: bytes, headers: list[Header], *, at_once: bool
-    ) -> None:
-        """Queue a request; never blocks.
-
-        Raises:
-            BufferError: the queue is full.
-            KafkaException: the client refuses the record.
-        """
-        self._producer.produce(
-            self._topic,
-            value=payload,
-            headers=[*headers],
-            on_delivery=functools.partial(self._on_delivery, correlation_id),
-        )
-        if at_once:
-            self._hurry.set()
-
-    def look_up(self, timeout: float) -> None:
-        """Fetch the topic's metadata, so that the first request need not wait for it.
-
-        Raises:
-            KafkaException: no broker answers in time.
-        """
-        self._producer.list_topics(self._topic, timeout=timeout)
-
-    def _serve(self) -> None:
-        while not self._stopping:
-            if self._hurry.wait(_SERVE_EVERY):
-                self._hurry.clear()
-                # The shortest flush that is not rounded to none: it sends what lingers.
-                self._producer.flush(0.001)
-            else:
-                self._producer.poll(0)
-        if left := self._producer.flush(_CLOSE / 2):
-            self._producer.purge()
-            self._producer.poll(0)
-            _log.warning("%d requests were not sent before the end", left)
-
-    def _on_delivery(
-        self, correlation_id: bytes, error: KafkaError | None, _message: Message
-    ) -> None:
-        if error is not None:
-            self._undelivered(correlation_id, error)
-            self._doubt()
-
-    def _on_error(self, error: KafkaError) -> None:
-        _log.debug("requests: %s", error)
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._doubt()
-
-
-class _Replies:
-    """The consumer, and the thread that owns it.
-
-    The thread connects, creates what is missing, takes a partition, and reads; where the broker
-    goes away it starts anew and reads on from where it was. ``doubt`` asks it to look whether the
-    broker is there.
-
-    Args:
-        settings: the settings.
-        prefix: what this process's correlation ids begin with.
-        connected: called in the thread when the broker is there, with the seconds it may take.
-        arrived: told, in the thread, of own replies with their correlation ids, and how many
-            others' and unreadable ones were skipped.
-        lost: told, in the thread, that replies are gone that were not read.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        prefix: bytes,
-        connected: Callable[[float], None],
-        arrived: Callable[[list[tuple[bytes, Reply]], int, int], None],
-        lost: Callable[[], None],
-    ) -> None:
-        self.topic = settings.topics.replies
-        self.partition = -1
-        self.next_offset: int | None = None
-        self.trouble: str | None = None
-        self.doubt = threading.Event()
-        self._settings = settings
-        self._prefix = prefix
-        self._connected = connected
-        self._arrived = arrived
-        self._lost = lost
-        self._assigned = False
-        self._topics: Topics | None = None
-        self._logged = -REPEAT_AFTER
-        self._stopping = threading.Event()
-        self._consumer = Consumer(_reply_properties(settings) | {"error_cb": self._on_error})
-        self.thread = threading.Thread(target=self._run, name="replies", daemon=True)
-
-    def start(self) -> None:
-        self.thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-
-    @property
-    def ready(self) -> bool:
-        """Whether a reply sent now would be read."""
-        return self._assigned and not self._stopping.is_set()
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                try:
-                    self._connect()
-                    self._read()
-                except (BrokerUnreachable, TopicError, KafkaException) as error:
-                    self._away(error)
-                    self._stopping.wait(_PAUSE)
-        finally:
-            self._assigned = False
-            self._consumer.close()
-
-    def _connect(self) -> None:
-        topics = self._topics = self._topics or Topics(self._settings)
-        topics.wait_for_broker(_ATTEMPT, self._stopping.is_set)
-        topics.ensure()
-        self._connected(_ATTEMPT)
-        self._choose(topics.partitions(self.topic))
-        self._assign()
-        # A reply sent after the assignment was still lost before the first poll was done.
-        first = self._consumer.poll(0.01)
-        # While all is well, no third client keeps its connections and threads.
-        self._topics = None
-        self.doubt.clear()
-        self._assigned = True
-        self.trouble = None
-        _log.info(
-            "replies are read from %s/%s at offset %s",
-            self.topic,
-            self.partition,
-            self.next_offset,
-        )
-        if first is not None:
-            self._take([first])
-
-    def _choose(self, partitions: int) -> None:
-        if not 0 <= self.partition < partitions:
-            self.partition = zlib.crc32(self._prefix) % partitions
-            if self.next_offset is not None:
-                self.next_offset = None
-                self._lost()
-
-    def _assign(self) -> None:
-        low, high = self._watermarks()
-        if self.next_offset is None:
-            # An explicit offset: "the end" would be looked up later, past replies sent meanwhile.
-            self.next_offset = high
-        elif not low <= self.next_offset <= high:
-            _log.error(
-                "%s/%s: replies from offset %d on are gone (the topic holds %d to %d)",
-                self.topic,
-                self.partition,
-                self.next_offset,
-                low,
-                high,
-            )
-            self.next_offset = high
-            self._lost()
-        self._consumer.assign([TopicPartition(self.topic, self.partition, self.next_offset)])
-
-    def _watermarks(self) -> tuple[int, int]:
-        place = TopicPartition(self.topic, self.partition)
-        return self._consumer.get_watermark_offsets(place, timeout=_ATTEMPT, cached=False)
-
-    def _read(self) -> None:
-        look_at = time.monotonic() + _LOOK_EVERY
-        while not self._stopping.is_set():
-            if self.doubt.is_set() or time.monotonic() >= look_at:
-                self.doubt.clear()
-                self._look()
-                look_at = time.monotonic() + _LOOK_EVERY
-            first = self._consumer.poll(_POLL)
-            if first is not None:
-                self._take([first, *self._consumer.consume(_MOST, 0)])
-
-    def _look(self) -> None:
-        # A broker that hangs, or a topic that is made anew, is not told by a fetch for a long time.
-        try:
-            low, high = self._watermarks()
-        except KafkaException as error:
-            raise BrokerUnreachable(
-                f"Kafka at {self._settings.kafka.bootstrap} is gone: {error.args[0].str()}"
-            ) from None
-        if self.next_offset is None or not low <= self.next_offset <= high:
-            self._assign()
-
-    def _take(self, messages: list[Message]) -> None:
-        replies: list[tuple[bytes, Reply]] = []
-        foreign = unreadable = 0
-        failure: KafkaError | None = None
-        for message in messages:
-            failure = message.error()
-            if failure is not None:
-                break
-            offset = message.offset()
-            if offset is not None:
-                self.next_offset = offset + 1
-            try:
-                headers = read_headers(message)
-            except UnreadableHeaders:
-                unreadable += 1
-                continue
-            values = {name: value for name, value in headers if value is not None}
-            correlation_id = values.get(CORRELATION_ID, b"")
-            if correlation_id.startswith(self._prefix):
-                replies.append((correlation_id, _reply(message.value(), values)))
-            else:
-                foreign += 1
-        self._arrived(replies, foreign, unreadable)
-        if failure is not None:
-            raise KafkaException(failure)
-
-    def _away(self, error: Exception) -> None:
-        first = self._assigned or self.trouble is None
-        self._assigned = False
-        self.trouble = str(error)
-        if isinstance(error, KafkaException):
-            self.trouble = f"Kafka at {self._settings.kafka.bootstrap}: {error.args[0].str()}"
-        now = time.monotonic()
-        if first or now - self._logged >= REPEAT_AFTER:
-            self._logged = now
-            _log.warning("not ready, trying again: %s", self.trouble)
-
-    def _on_error(self, error: KafkaError) -> None:
-        _log.debug("replies: %s", error)
-        # Also told when idle connections are closed, so it is a reason to look, no more.
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self.doubt.set()
-
-
-def _reply(body: bytes | None, values: dict[str, bytes]) -> Reply:
-    def text(name: str) -> str | None:
-        value = values.get(name)
-        return None if value is None else value.decode("utf-8", "replace")
-
-    return Reply(
-        body=body or b"",
-        status=text(STATUS),
-        content_type=text(CONTENT_TYPE),
-        model=text(MODEL),
-        server_timing=text(SERVER_TIMING),
-    )
-
-
 def check_properties(settings: Settings) -> None:
     """Make the facade's Kafka clients and drop them, to see whether librdkafka takes ``kafka:``.
 
@@ -631,31 +312,7 @@ def check_properties(settings: Settings) -> None:
         ConfigError: it does not.
     """
     try:
-        Consumer(_reply_properties(settings)).close()
-        Producer(_request_properties(settings))
+        Consumer(reply_properties(settings)).close()
+        Producer(request_properties(settings))
     except (KafkaException, ValueError, TypeError) as error:
         raise wrong_property(error) from None
-
-
-def _request_properties(settings: Settings) -> dict[str, Any]:
-    return producer_properties(settings, linger_ms=_LINGER_MS) | {
-        # A repeated request costs a scoring, and its second reply is dropped; a producer without
-        # idempotence has no state that only a new one leaves.
-        "enable.idempotence": False,
-        # Some time is left to tell the caller, before the timeout does.
-        "delivery.timeout.ms": max(100, int(settings.facade.timeout * 800)),
-        "delivery.report.only.error": True,
-        # A batch goes to one partition, the next to another. By default requests that are sent
-        # alone all land on one; with 0 each goes to another, and the broker gets a batch for each.
-        "sticky.partitioning.linger.ms": _LINGER_MS,
-    }
-
-
-def _reply_properties(settings: Settings) -> dict[str, Any]:
-    return consumer_properties(settings) | {
-        # librdkafka wants a group; none is joined and nothing is committed.
-        "group.id": f"{settings.worker.group}-facade",
-        "auto.offset.reset": "error",
-        # A reply waits for no other worker's open transaction.
-        "isolation.level": "read_uncommitted",
-    }

@@ -19,7 +19,9 @@ from http_facade.calls import (
     ReplyTimeout,
     RequestTooLarge,
 )
-from http_facade.client import RequestReplyClient, _Replies, _Requests, check_properties
+from http_facade.client import RequestReplyClient, check_properties
+from http_facade.replies import Replies
+from http_facade.requests import Requests
 from stream_scorer.config import ConfigError, Settings
 from tests.kafka_server import MakeTopics, free_ports
 from tests.unit.test_facade_echo import Asked, EchoWorker, Sent, reply
@@ -234,7 +236,7 @@ class UnreadableMessage:
 
 def test_a_header_that_cannot_be_read_is_skipped_and_never_asked_for_again() -> None:
     arrived: list[tuple[list[tuple[bytes, Reply]], int, int]] = []
-    replies = _Replies(
+    replies = Replies(
         Settings(), b"me.", lambda _: None, lambda *got: arrived.append(got), lambda: None
     )
     message: Any = UnreadableMessage()
@@ -277,7 +279,7 @@ def test_replies_are_read_from_where_none_is_missed(
     next_offset: int | None, low_and_high: tuple[int, int], assigned: int, lost: int
 ) -> None:
     losses: list[None] = []
-    replies = _Replies(
+    replies = Replies(
         Settings(), b"me.", lambda _: None, lambda *_: None, lambda: losses.append(None)
     )
     marks = Marks()
@@ -295,7 +297,7 @@ def test_replies_are_read_from_where_none_is_missed(
 def test_each_process_has_a_partition_that_exists() -> None:
     chosen = set()
     for number in range(100):
-        replies = _Replies(
+        replies = Replies(
             Settings(), f"{number}.".encode(), lambda _: None, lambda *_: None, lambda: None
         )
         replies._choose(4)
@@ -361,7 +363,7 @@ async def test_a_request_that_cannot_be_delivered_is_told_with_its_reason() -> N
     )
     failed: list[tuple[bytes, KafkaError]] = []
     doubts: list[None] = []
-    requests = _Requests(nowhere, lambda *got: failed.append(got), lambda: doubts.append(None))
+    requests = Requests(nowhere, lambda *got: failed.append(got), lambda: doubts.append(None))
     requests.start()
     requests.send(b"me.1", b"payload", [], at_once=True)
     await until(lambda: failed)
@@ -390,7 +392,7 @@ async def test_without_a_broker_it_is_not_ready_and_says_why(
         assert counts(client) == {}
     finally:
         await client.close()
-    told = [record for record in caplog.records if record.name == "http_facade.client"]
+    told = [record for record in caplog.records if record.name == "http_facade.replies"]
     assert [address in record.getMessage() for record in told] == [True]
 
 

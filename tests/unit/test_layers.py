@@ -53,7 +53,12 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
 _PLUGINS: Final = ("stream_scorer/plugins/",)
 
 LIBRARIES: Final[Mapping[str, tuple[str, ...]]] = {
-    "confluent_kafka": ("stream_scorer/kafka/", "http_facade/client.py"),
+    "confluent_kafka": (
+        "stream_scorer/kafka/",
+        "http_facade/client.py",
+        "http_facade/replies.py",
+        "http_facade/requests.py",
+    ),
     # Beside the facade, only its media types, where content types are matched.
     "falcon": ("http_facade/",),
     "falcon.mediatypes": (

@@ -1,0 +1,81 @@
+"""The state of the process that answers, for people."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import falcon.asgi
+
+from http_facade.calls import Caller
+from http_facade.swagger import Operation, Response, problem
+
+
+class ServerStatus:
+    """``GET``: the process, its Kafka clients, and the model that answered last."""
+
+    operations: ClassVar = (
+        Operation(
+            method="get",
+            description="The state of the process that answers, of its Kafka clients, and the "
+            "model that answered last.",
+            responses={
+                200: Response(
+                    "Success",
+                    {
+                        "type": "object",
+                        "required": ["system", "kafka", "model"],
+                        "properties": {
+                            "system": {
+                                "type": "object",
+                                "properties": {
+                                    "pid": {"type": "integer"},
+                                    "current_dir": {"type": "string"},
+                                    "python.version": {"type": "string"},
+                                    "request": {
+                                        "type": "object",
+                                        "properties": {
+                                            "url_root": {"type": "string"},
+                                            "remote_addr": {"type": "string"},
+                                        },
+                                    },
+                                    "current_logging_level": {"type": "string"},
+                                },
+                            },
+                            "kafka": {"type": "object"},
+                            "model": {
+                                "type": "object",
+                                "properties": {"name": {"type": "string"}},
+                            },
+                        },
+                    },
+                ),
+                500: problem(500),
+            },
+        ),
+    )
+
+    def __init__(self, client: Caller) -> None:
+        self._client = client
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        resp.media = {
+            "system": {
+                "pid": os.getpid(),
+                "current_dir": str(Path.cwd()),
+                "python.version": sys.version,
+                "request": {
+                    "url_root": f"{req.prefix}/",
+                    # The connection's other end, whatever the headers say of it.
+                    "remote_addr": req.remote_addr,
+                },
+                "current_logging_level": logging.getLevelName(
+                    logging.getLogger().getEffectiveLevel()
+                ),
+            },
+            "kafka": self._client.snapshot(),
+            "model": {"name": self._client.model or "not known yet"},
+        }
