@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from stream_scorer.protocol import Header
 
@@ -21,6 +21,24 @@ class Reply:
     content_type: str | None = None
     model: str | None = None
     server_timing: str | None = None
+
+
+class Place(NamedTuple):
+    """Where a reply will be found, by any process: from ``offset`` on in the replies topic.
+
+    ``until`` is the request's deadline, in ms since the epoch.
+    """
+
+    correlation_id: str
+    partition: int
+    offset: int
+    until: int
+
+    @property
+    def uri(self) -> str:
+        """The path and query under which the reply is asked for."""
+        query = f"partition={self.partition}&offset={self.offset}&until={self.until}"
+        return f"/api/predictions/{self.correlation_id}?{query}"
 
 
 class NotReady(Exception):
@@ -48,14 +66,19 @@ class UnknownStatus(Exception):
 
 
 class ReplyTimeout(Exception):
-    """No reply in time. The request may still be scored.
+    """No reply in time. The request may still be scored; a late reply will be at ``place``."""
 
-    ``correlation_id`` is what a late answer can be found by.
-    """
-
-    def __init__(self, message: str, correlation_id: bytes) -> None:
+    def __init__(self, message: str, place: Place) -> None:
         super().__init__(message)
-        self.correlation_id = correlation_id
+        self.place = place
+
+
+class NoSuchPrediction(Exception):
+    """Nothing was ever expected at this place."""
+
+
+class PredictionGone(Exception):
+    """The deadline has passed, and there is no reply: none came, or it is no longer kept."""
 
 
 class Caller(Protocol):
@@ -89,6 +112,35 @@ class Caller(Protocol):
             DeliveryFailed: the request did not reach its topic.
             ReplyLost: the reply is gone.
             ReplyTimeout: no reply in time.
+        """
+
+    async def submit(
+        self, payload: bytes, headers: Sequence[Header], lifetime: float, wait: float
+    ) -> Reply | Place:
+        """Send one request that has ``lifetime`` seconds, and wait for its reply for ``wait``.
+
+        Returns:
+            The reply, or where it will be. The request is then safe in Kafka.
+
+        Raises:
+            NotReady: nothing was sent.
+            Overloaded: nothing was sent.
+            RequestTooLarge: Kafka takes no record of this size.
+            DeliveryFailed: the request did not reach its topic.
+            ReplyLost: the reply is gone.
+        """
+
+    async def find(self, place: Place) -> Reply | Place:
+        """Look for a reply to a request of any process, within bounds.
+
+        Returns:
+            The reply, or from where on to look next time.
+
+        Raises:
+            NoSuchPrediction: there is no such place.
+            PredictionGone: there is no reply, and none is to be expected.
+            NotReady: the broker is not there.
+            Overloaded: too many look for replies.
         """
 
     def snapshot(self) -> Mapping[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -24,12 +25,14 @@ from http_facade.calls import (
     DeliveryFailed,
     NotReady,
     Overloaded,
+    Place,
     Reply,
     ReplyLost,
     ReplyTimeout,
     RequestTooLarge,
 )
 from http_facade.replies import Replies, reply_properties
+from http_facade.reply_log import ReplyLog
 from http_facade.requests import Requests, request_properties
 from stream_scorer.config import Settings
 from stream_scorer.kafka.clients import wrong_property
@@ -67,6 +70,8 @@ class Counts:
     duplicate: int = 0
     orphan: int = 0
     """Replies that bear this process's name and answer no request of it."""
+    deferred: int = 0
+    """Replies that callers did not wait for, to be fetched from the topic."""
     foreign: int = 0
     """Replies to another process on the same partition."""
     unreadable: int = 0
@@ -83,6 +88,10 @@ class RequestReplyClient:
         self._settings = settings
         self._instance = secrets.token_hex(8)
         self._prefix = f"{self._instance}.".encode()
+        # Requests that nobody waits for bear another name, so that their replies are told apart
+        # from those that nobody asked for, however late they come.
+        self._deferring = secrets.token_hex(8)
+        self._deferring_prefix = f"{self._deferring}.".encode()
         self._pending: dict[bytes, asyncio.Future[Reply]] = {}
         self._ended: OrderedDict[bytes, bool] = OrderedDict()  # by id, whether it was answered
         self._counts = Counts()
@@ -91,6 +100,7 @@ class RequestReplyClient:
         self._loop: asyncio.AbstractEventLoop
         self._requests: Requests
         self._replies: Replies
+        self._log: ReplyLog
 
     def start(self) -> None:
         """Make the Kafka clients and begin to connect; returns at once.
@@ -102,8 +112,13 @@ class RequestReplyClient:
         try:
             self._requests = Requests(self._settings, self._undelivered, self._doubt)
             self._replies = Replies(
-                self._settings, self._prefix, self._requests.look_up, self._arrived, self._lost
+                self._settings,
+                (self._prefix, self._deferring_prefix),
+                self._requests.look_up,
+                self._arrived,
+                self._lost,
             )
+            self._log = ReplyLog(self._settings)
         except (KafkaException, ValueError, TypeError) as error:
             raise wrong_property(error) from None
         self._pid = os.getpid()
@@ -118,6 +133,7 @@ class RequestReplyClient:
         self._fail_pending(NotReady, "the service is stopping")
         self._requests.stop()
         deadline = time.monotonic() + _CLOSE
+        await self._log.close()
         for thread in (self._replies.thread, self._requests.thread):
             await asyncio.to_thread(thread.join, max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
@@ -158,37 +174,57 @@ class RequestReplyClient:
             ReplyLost: the part of the replies topic that was to be read is gone.
             ReplyTimeout: no reply in time.
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError("started in another process: a Kafka client survives no fork")
-        if not self._replies.ready:
-            raise NotReady("not connected to Kafka")
-        if len(self._pending) >= self._settings.facade.max_pending:
-            raise Overloaded(f"{len(self._pending)} requests are waiting already")
-        correlation_id = self._prefix + secrets.token_hex(16).encode()
-        record_headers = [
-            *headers,
-            (REPLY_TOPIC, self._replies.topic.encode()),
-            (REPLY_PARTITION, str(self._replies.partition).encode()),
-            (CORRELATION_ID, correlation_id),
-            (DEADLINE, str(int((time.time() + timeout) * 1000)).encode()),
-        ]
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        self._pending[correlation_id] = future
-        answered = False
+        place = self._place(self._instance, timeout)
+        key = place.correlation_id.encode()
+        future = self._pending[key] = self._loop.create_future()
         try:
-            self._send(correlation_id, payload, record_headers)
+            self._send(place, payload, headers)
             del payload  # librdkafka has its copy; many large ones may be waiting
-            # PERF: a tenth of the facade's time less than asyncio.timeout().
-            timer = self._loop.call_later(timeout, self._expire, correlation_id, timeout)
-            try:
-                reply = await future
-            finally:
-                timer.cancel()
-            answered = True
-            return reply
+            return await self._reply(place, future, timeout)
+        except ReplyTimeout:
+            self._counts.timeouts += 1
+            raise
         finally:
-            del self._pending[correlation_id]
-            self._remember(correlation_id, answered)
+            self._end(key)
+
+    async def submit(
+        self, payload: bytes, headers: Sequence[Header], lifetime: float, wait: float
+    ) -> Reply | Place:
+        """Send a request, see it stored, and wait for its reply for a while.
+
+        Args:
+            payload: the record's value.
+            headers: as in ``call``.
+            lifetime: seconds until the request's deadline.
+            wait: seconds to wait for the reply once the request is stored; may be 0.
+
+        Returns:
+            The reply, or where any process will find it.
+
+        Raises:
+            NotReady, Overloaded, RequestTooLarge, DeliveryFailed, ReplyLost: as ``call``.
+        """
+        place = self._place(self._deferring, lifetime)
+        key = place.correlation_id.encode()
+        future = self._pending[key] = self._loop.create_future()
+        stored = self._loop.create_future()
+        try:
+            self._send(place, payload, headers, functools.partial(_set, stored))
+            del payload
+            # Refused requests have their exception in `future`.
+            await asyncio.wait((stored, future), return_when=asyncio.FIRST_COMPLETED)
+            if wait > 0:
+                with contextlib.suppress(ReplyTimeout):
+                    return await self._reply(place, future, wait)
+            elif future.done():
+                future.result()
+            return place
+        finally:
+            self._end(key)
+
+    async def find(self, place: Place) -> Reply | Place:
+        """Look for a reply on the topic itself, whoever asked for it; see ``ReplyLog.find``."""
+        return await self._log.find(place)
 
     def snapshot(self) -> dict[str, object]:
         """Counters and the place in the replies; asks no broker."""
@@ -209,10 +245,43 @@ class RequestReplyClient:
             "counts": asdict(self._counts),
         }
 
-    def _send(self, correlation_id: bytes, payload: bytes, headers: list[Header]) -> None:
+    def _place(self, instance: str, lifetime: float) -> Place:
+        if os.getpid() != self._pid:
+            raise RuntimeError("started in another process: a Kafka client survives no fork")
+        next_offset = self._replies.next_offset
+        if not self._replies.ready or next_offset is None:
+            raise NotReady("not connected to Kafka")
+        if len(self._pending) >= self._settings.facade.max_pending:
+            raise Overloaded(f"{len(self._pending)} requests are waiting already")
+        return Place(
+            f"{instance}.{secrets.token_hex(16)}",
+            self._replies.partition,
+            next_offset,
+            int((time.time() + lifetime) * 1000),
+        )
+
+    def _send(
+        self,
+        place: Place,
+        payload: bytes,
+        headers: Sequence[Header],
+        stored: Callable[[], None] | None = None,
+    ) -> None:
+        correlation_id = place.correlation_id.encode()
+        record_headers = [
+            *headers,
+            (REPLY_TOPIC, self._replies.topic.encode()),
+            (REPLY_PARTITION, str(place.partition).encode()),
+            (CORRELATION_ID, correlation_id),
+            (DEADLINE, str(place.until).encode()),
+        ]
         try:
             self._requests.send(
-                correlation_id, payload, headers, at_once=len(self._pending) <= _FEW
+                correlation_id,
+                payload,
+                record_headers,
+                at_once=len(self._pending) <= _FEW,
+                stored=stored and functools.partial(self._on_loop, stored),
             )
         except BufferError:
             raise Overloaded("the queue of requests to Kafka is full") from None
@@ -220,14 +289,25 @@ class RequestReplyClient:
             raise self._failure(error.args[0]) from None
         self._counts.requests += 1
 
+    async def _reply(self, place: Place, future: asyncio.Future[Reply], timeout: float) -> Reply:
+        # PERF: a tenth of the facade's time less than asyncio.timeout().
+        timer = self._loop.call_later(timeout, self._expire, place, future, timeout)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
     def _failure(self, error: KafkaError) -> Exception:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             return RequestTooLarge("the payload is larger than the requests topic takes")
         self._counts.delivery_failures += 1
         return DeliveryFailed(f"the request could not be handed to Kafka: {error.name()}")
 
-    def _remember(self, correlation_id: bytes, answered: bool) -> None:
-        self._ended[correlation_id] = answered
+    def _end(self, key: bytes) -> None:
+        future = self._pending.pop(key)
+        if key.startswith(self._deferring_prefix):
+            return  # its reply may come in an hour
+        self._ended[key] = _answered(future)
         if len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
 
@@ -243,23 +323,23 @@ class RequestReplyClient:
                 continue
             answered = self._ended.get(correlation_id)
             if future is not None:
-                answered = not future.cancelled() and future.exception() is None
-            if answered is None:
-                self._counts.orphan += 1
-            elif answered:
+                answered = _answered(future)
+            if answered:
                 self._counts.duplicate += 1
+            elif correlation_id.startswith(self._deferring_prefix):
+                self._counts.deferred += 1
+            elif answered is None:
+                self._counts.orphan += 1
             else:
                 self._counts.late += 1
 
-    def _expire(self, correlation_id: bytes, timeout: float) -> None:
-        future = self._pending.get(correlation_id)
-        if future is not None and not future.done():
-            self._counts.timeouts += 1
+    def _expire(self, place: Place, future: asyncio.Future[Reply], timeout: float) -> None:
+        if not future.done():
             future.set_exception(
                 ReplyTimeout(
                     f"no answer within {timeout:.3g} s; whether the request was or will be scored "
                     "is unknown",
-                    correlation_id,
+                    place,
                 )
             )
 
@@ -316,3 +396,12 @@ def check_properties(settings: Settings) -> None:
         Producer(request_properties(settings))
     except (KafkaException, ValueError, TypeError) as error:
         raise wrong_property(error) from None
+
+
+def _answered(future: asyncio.Future[Reply]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

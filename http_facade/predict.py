@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import falcon.asgi
 
+from http_facade.answers import accept, answer
 from http_facade.body import BodyIncomplete, read_body
-from http_facade.calls import Caller, Reply, UnknownStatus
+from http_facade.calls import Caller, Place
+from http_facade.prefer import applied, preferences
 from http_facade.swagger import JSON, Operation, Response, problem
 from stream_scorer.config import Settings
-from stream_scorer.protocol import ACCEPT, CONTENT_TYPE, PROBLEM_JSON, Header, Status
+from stream_scorer.protocol import ACCEPT, CONTENT_TYPE, PROBLEM_JSON, Header
 
 _PASSED: Final = (CONTENT_TYPE, ACCEPT, "traceparent", "tracestate")
 """Request headers that reach Kafka, beside the request id; no other does."""
 
-_STATUSES: Final[Mapping[str | None, Status]] = {status.value: status for status in Status}
 _OCTET_STREAM: Final = "application/octet-stream"
-_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
 class Predict:
@@ -42,6 +40,15 @@ class Predict:
                     "goes in Content-Type, the type wanted back in Accept.",
                     "required": True,
                     "schema": {"type": "string", "format": "binary"},
+                },
+                {
+                    "name": "Prefer",
+                    "in": "header",
+                    "description": "RFC 7240. `wait=S`: wait S seconds at most. `respond-async`: "
+                    "answer 202 once the request is stored (after S seconds, with both); its "
+                    "answer is at the Location.",
+                    "type": "string",
+                    "required": False,
                 },
                 {
                     "name": "X-Request-Id",
@@ -68,13 +75,24 @@ class Predict:
             ),
             responses={
                 200: Response("Success", {}, headers=("X-Request-Id", "X-Model", "Server-Timing")),
+                202: Response(
+                    "Stored, as the caller preferred not to wait.",
+                    {"type": "object"},
+                    headers=(
+                        "X-Request-Id",
+                        "Server-Timing",
+                        "Location",
+                        "Retry-After",
+                        "Preference-Applied",
+                    ),
+                ),
                 400: problem(400, ["X-Model"]),
                 408: problem(408),
                 413: problem(413, ["X-Model"]),
                 415: problem(415, ["X-Model"]),
                 500: problem(500, ["X-Model"]),
                 503: problem(503, ["Retry-After"]),
-                504: problem(504, ["X-Model"]),
+                504: problem(504, ["X-Model", "Location"]),
             },
         ),
     )
@@ -82,24 +100,38 @@ class Predict:
     def __init__(self, client: Caller, settings: Settings) -> None:
         self._client = client
         self._timeout = settings.facade.timeout
+        self._async_timeout = settings.facade.async_timeout
         self._limit = settings.limits.payload_bytes
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        preferred = preferences(req.get_header("Prefer"))
+        longest = 0.0 if preferred.respond_async else self._timeout
+        wait = min(preferred.wait or longest, self._timeout)
+        if said := applied(preferred, wait):
+            resp.set_header("Preference-Applied", said)
+        if preferred.respond_async:
+            payload = await self._payload(req, self._timeout)
+            found = await self._client.submit(payload, _headers(req), self._async_timeout, wait)
+            if isinstance(found, Place):
+                accept(resp, found)
+            else:
+                answer(resp, found)
+            return
         # The body's own time counts, so that whoever sends it slowly holds nothing for longer.
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + wait
         # Nothing here keeps the payload, which the client lets go of once it is sent.
         reply = await self._client.call(
-            await self._payload(req), _headers(req), deadline - time.monotonic()
+            await self._payload(req, wait), _headers(req), deadline - time.monotonic()
         )
-        _answer(resp, reply)
+        answer(resp, reply)
 
-    async def _payload(self, req: falcon.asgi.Request) -> bytes:
+    async def _payload(self, req: falcon.asgi.Request, timeout: float) -> bytes:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(timeout):
                 return await read_body(req, self._limit)
         except TimeoutError:
             raise BodyIncomplete(
-                f"the body did not arrive within {self._timeout:.3g} s; nothing was scored"
+                f"the body did not arrive within {timeout:.3g} s; nothing was scored"
             ) from None
 
 
@@ -109,21 +141,3 @@ def _headers(req: falcon.asgi.Request) -> list[Header]:
     ]
     headers.append(("x-request-id", req.context.request_id.encode()))
     return headers
-
-
-def _answer(resp: falcon.asgi.Response, reply: Reply) -> None:
-    status = _STATUSES.get(reply.status)
-    if status is None:
-        raise UnknownStatus(f"the worker's answer has the status {reply.status!r}")
-    resp.status = status.http
-    resp.data = reply.body
-    resp.content_type = _header_text(reply.content_type or _OCTET_STREAM)
-    if reply.model is not None:
-        resp.set_header("X-Model", _header_text(reply.model))
-    if reply.server_timing is not None:
-        resp.set_header("Server-Timing", _header_text(reply.server_timing))
-
-
-def _header_text(text: str) -> str:
-    # Whoever may write replies may not write header lines.
-    return _UNPRINTABLE.sub("?", text)

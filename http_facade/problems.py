@@ -14,14 +14,16 @@ import orjson
 from http_facade.body import BodyIncomplete, EncodingNotSupported, PayloadTooLarge
 from http_facade.calls import (
     DeliveryFailed,
+    NoSuchPrediction,
     NotReady,
     Overloaded,
+    PredictionGone,
     ReplyLost,
     ReplyTimeout,
     RequestTooLarge,
     UnknownStatus,
 )
-from stream_scorer.protocol import PROBLEM_JSON, PROBLEM_TYPE_PREFIX, Status, printable
+from stream_scorer.protocol import PROBLEM_JSON, PROBLEM_TYPE_PREFIX, Status
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ PROBLEMS: Final[Mapping[type[Exception], Problem]] = {
     DeliveryFailed: Problem("delivery-failed", 503, "Request not delivered"),
     ReplyLost: Problem("reply-lost", 503, "Reply lost"),
     ReplyTimeout: Problem("timeout", 504, "No answer in time"),
+    NoSuchPrediction: Problem("not-found", 404, "Not Found"),
+    PredictionGone: Problem("gone", 410, "No answer any more"),
     UnknownStatus: Problem("unknown-status", 500, "Answer not understood"),
     Exception: INTERNAL_ERROR,
 }
@@ -72,7 +76,7 @@ def problems_of(http: int) -> Iterable[Problem]:
     )
 
 
-def body(problem: Problem, detail: str, correlation_id: bytes | None = None) -> bytes:
+def body(problem: Problem, detail: str, correlation_id: str | None = None) -> bytes:
     """The RFC 9457 body of a problem, with the members that it has on the topics."""
     members: dict[str, str | int] = {
         "type": PROBLEM_TYPE_PREFIX + problem.name,
@@ -81,7 +85,7 @@ def body(problem: Problem, detail: str, correlation_id: bytes | None = None) -> 
         "detail": detail,
     }
     if correlation_id is not None:
-        members["correlation_id"] = printable(correlation_id)
+        members["correlation_id"] = correlation_id
     return orjson.dumps(members)
 
 
@@ -93,7 +97,7 @@ def install(app: falcon.asgi.App[Any, Any]) -> None:
 
 
 def respond(
-    resp: falcon.asgi.Response, problem: Problem, detail: str, correlation_id: bytes | None = None
+    resp: falcon.asgi.Response, problem: Problem, detail: str, correlation_id: str | None = None
 ) -> None:
     """Make a response of a problem."""
     resp.status = problem.http
@@ -109,8 +113,11 @@ async def _handle_ours(
     _params: dict[str, Any],
 ) -> None:
     kind = type(error)
-    correlation_id = error.correlation_id if isinstance(error, ReplyTimeout) else None
-    respond(resp, PROBLEMS[kind], str(error), correlation_id)
+    if isinstance(error, ReplyTimeout):
+        respond(resp, PROBLEMS[kind], str(error), error.place.correlation_id)
+        resp.set_header("Location", error.place.uri)
+        return
+    respond(resp, PROBLEMS[kind], str(error))
     resp.set_headers(_HEADERS.get(kind, {}))
 
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -45,7 +45,7 @@ class Replies:
 
     Args:
         settings: the settings.
-        prefix: what this process's correlation ids begin with.
+        prefixes: what this process's correlation ids begin with; the first names the process.
         connected: called in the thread when the broker is there, with the seconds it may take.
         arrived: told, in the thread, of own replies with their correlation ids, and how many
             others' and unreadable ones were skipped.
@@ -55,7 +55,7 @@ class Replies:
     def __init__(
         self,
         settings: Settings,
-        prefix: bytes,
+        prefixes: tuple[bytes, ...],
         connected: Callable[[float], None],
         arrived: Callable[[list[tuple[bytes, Reply]], int, int], None],
         lost: Callable[[], None],
@@ -66,7 +66,7 @@ class Replies:
         self.trouble: str | None = None
         self.doubt = threading.Event()
         self._settings = settings
-        self._prefix = prefix
+        self._prefixes = prefixes
         self._connected = connected
         self._arrived = arrived
         self._lost = lost
@@ -126,7 +126,7 @@ class Replies:
 
     def _choose(self, partitions: int) -> None:
         if not 0 <= self.partition < partitions:
-            self.partition = zlib.crc32(self._prefix) % partitions
+            self.partition = zlib.crc32(self._prefixes[0]) % partitions
             if self.next_offset is not None:
                 self.next_offset = None
                 self._lost()
@@ -193,8 +193,8 @@ class Replies:
                 continue
             values = {name: value for name, value in headers if value is not None}
             correlation_id = values.get(CORRELATION_ID, b"")
-            if correlation_id.startswith(self._prefix):
-                replies.append((correlation_id, _reply(message.value(), values)))
+            if correlation_id.startswith(self._prefixes):
+                replies.append((correlation_id, reply(message.value(), values)))
             else:
                 foreign += 1
         self._arrived(replies, foreign, unreadable)
@@ -219,7 +219,9 @@ class Replies:
             self.doubt.set()
 
 
-def _reply(body: bytes | None, values: dict[str, bytes]) -> Reply:
+def reply(body: bytes | None, values: Mapping[str, bytes]) -> Reply:
+    """The reply that a record holds, by its value and its headers."""
+
     def text(name: str) -> str | None:
         value = values.get(name)
         return None if value is None else value.decode("utf-8", "replace")

@@ -22,6 +22,9 @@ _LINGER_MS: Final = 2
 _SERVE_EVERY: Final = 0.1
 """Seconds between two looks at the producer's delivery reports while nobody hurries it."""
 
+_SERVE_SOON: Final = 0.005
+"""The same while somebody waits to hear that a request is stored."""
+
 _FLUSH: Final = 1.5
 """Seconds that requests have to leave at the end."""
 
@@ -46,6 +49,7 @@ class Requests:
         self._doubt = doubt
         self._producer = Producer(request_properties(settings) | {"error_cb": self._on_error})
         self._hurry = threading.Event()
+        self._awaited: set[bytes] = set()
         self._stopping = False
         self.thread = threading.Thread(target=self._serve, name="requests", daemon=True)
 
@@ -57,9 +61,15 @@ class Requests:
         self._hurry.set()
 
     def send(
-        self, correlation_id: bytes, payload: bytes, headers: list[Header], *, at_once: bool
+        self,
+        correlation_id: bytes,
+        payload: bytes,
+        headers: list[Header],
+        *,
+        at_once: bool,
+        stored: Callable[[], None] | None = None,
     ) -> None:
-        """Queue a request; never blocks.
+        """Queue a request; never blocks. ``stored`` is told, in the thread, that Kafka has it.
 
         Raises:
             BufferError: the queue is full.
@@ -69,9 +79,11 @@ class Requests:
             self._topic,
             value=payload,
             headers=[*headers],
-            on_delivery=functools.partial(self._on_delivery, correlation_id),
+            on_delivery=functools.partial(self._on_delivery, correlation_id, stored),
         )
-        if at_once:
+        if stored is not None:
+            self._awaited.add(correlation_id)
+        if at_once or stored is not None:
             self._hurry.set()
 
     def look_up(self, timeout: float) -> None:
@@ -84,7 +96,7 @@ class Requests:
 
     def _serve(self) -> None:
         while not self._stopping:
-            if self._hurry.wait(_SERVE_EVERY):
+            if self._hurry.wait(_SERVE_SOON if self._awaited else _SERVE_EVERY):
                 self._hurry.clear()
                 # The shortest flush that is not rounded to none: it sends what lingers.
                 self._producer.flush(0.001)
@@ -96,9 +108,17 @@ class Requests:
             _log.warning("%d requests were not sent before the end", left)
 
     def _on_delivery(
-        self, correlation_id: bytes, error: KafkaError | None, _message: Message
+        self,
+        correlation_id: bytes,
+        stored: Callable[[], None] | None,
+        error: KafkaError | None,
+        _message: Message,
     ) -> None:
-        if error is not None:
+        self._awaited.discard(correlation_id)
+        if error is None:
+            if stored is not None:
+                stored()
+        else:
             self._undelivered(correlation_id, error)
             self._doubt()
 
@@ -116,7 +136,6 @@ def request_properties(settings: Settings) -> dict[str, Any]:
         "enable.idempotence": False,
         # Some time is left to tell the caller, before the timeout does.
         "delivery.timeout.ms": max(100, int(settings.facade.timeout * 800)),
-        "delivery.report.only.error": True,
         # A batch goes to one partition, the next to another. By default requests that are sent
         # alone all land on one; with 0 each goes to another, and the broker gets a batch for each.
         "sticky.partitioning.linger.ms": _LINGER_MS,

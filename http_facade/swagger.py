@@ -40,6 +40,8 @@ _HEADERS: Final[Mapping[str, str]] = {
     "X-Model": "The model that answered: `URI; version=N`.",
     "Server-Timing": "Milliseconds in each stage, as `stage;dur=…`.",
     "Retry-After": "Seconds after which to try again.",
+    "Location": "Where to ask for the answer later.",
+    "Preference-Applied": "The preferences that were understood.",
 }
 
 

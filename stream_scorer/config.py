@@ -228,6 +228,7 @@ class Facade(_Section):
     """The HTTP side. Times in seconds."""
 
     timeout: Seconds = 10
+    async_timeout: Seconds = 3600
     max_pending: Count = 1000
     processes: Count = 1
     ready_file: Path | None = None

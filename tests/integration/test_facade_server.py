@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -279,6 +280,49 @@ def test_expect_100_continue_is_answered_before_the_body_is_sent(start: Start, w
         assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.usefixtures("real_kafka")
+def test_an_answer_is_found_by_any_process_and_after_a_restart(
+    start: Start, work: Work, names: dict[str, str]
+) -> None:
+    server = start(SCORER_FACADE_PROCESSES="2")
+    sent = [server.predict(b"%d" % number, Prefer="respond-async") for number in range(20)]
+    assert {answer.status for answer in sent} == {202}
+    places = [answer.headers["location"] for answer in sent]
+    not_yet = server.ask("GET", places[0])
+    assert (not_yet.status, not_yet.headers["retry-after"]) == (202, "1")
+    work()
+    for number, place in enumerate(places):
+        assert found(server, place).body == b"%d" % number
+    server.stop()
+    another = start()
+    for number, place in enumerate(places):
+        assert found(another, place).body == b"%d" % number
+
+
+def found(server: Server, place: str) -> Answer:
+    """Ask for an answer where each 202 says to, until it is there."""
+    while (answer := server.ask("GET", place)).status == 202:
+        place = answer.headers["location"]
+        time.sleep(0.02)
+    return answer
+
+
+@pytest.mark.usefixtures("real_kafka")
+def test_answers_that_kafka_no_longer_keeps_are_gone(
+    kafka: str, start: Start, work: Work, names: dict[str, str]
+) -> None:
+    work()
+    server = start(SCORER_FACADE_ASYNC_TIMEOUT="1", SCORER_FACADE_TIMEOUT="1")
+    place = server.predict(b"x", Prefer="respond-async").headers["location"]
+    assert found(server, place).status == 200
+    partition = int(re.findall(r"partition=(\d+)", place)[0])
+    delete = [TopicPartition(names["SCORER_TOPICS_REPLIES"], partition, OFFSET_END)]
+    admin = AdminClient({"bootstrap.servers": kafka, "log_level": 0})
+    for future in admin.delete_records(delete).values():
+        future.result(PATIENCE)
+    assert (found(server, place).status, found(server, place).problem) == (410, "gone")
+
+
 # ---- refused or unanswered --------------------------------------------------------------------
 
 
@@ -308,6 +352,7 @@ def test_no_answer_in_time_is_a_504_that_says_unknown(start: Start, work: Work) 
     worker.send([reply(worker.asked[0])])
     until(lambda: server.status()["kafka"]["counts"]["late"] == 1)
     assert server.status()["kafka"]["pending"] == 0
+    assert server.ask("GET", answer.headers["location"]).status == 200
 
 
 def test_more_than_may_wait_are_told_to_come_back(start: Start, work: Work) -> None:

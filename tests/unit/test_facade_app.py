@@ -20,8 +20,11 @@ from http_facade.app import Facade, create_app
 from http_facade.body import BodyIncomplete, EncodingNotSupported, PayloadTooLarge
 from http_facade.calls import (
     DeliveryFailed,
+    NoSuchPrediction,
     NotReady,
     Overloaded,
+    Place,
+    PredictionGone,
     Reply,
     ReplyLost,
     ReplyTimeout,
@@ -33,6 +36,7 @@ from http_facade.swagger import document
 from stream_scorer.config import Settings
 from stream_scorer.protocol import Header, Status, problem_body
 
+PLACE = Place("0123456789abcdef." + "0f" * 16, partition=3, offset=17, until=1_800_000_000_000)
 GOOD = Reply(b"[5.37]", status="ok", content_type="application/json")
 
 
@@ -53,6 +57,10 @@ class FakeClient:
     model: str | None = None
     calls: list[Call] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    place: Place | Exception | None = None
+    """Where the reply to a request will be that nobody waits for; ``None``: it is there."""
+    wait: float | None = None
+    asked: list[Place] = field(default_factory=list)
 
     def start(self) -> None:
         self.events.append("start")
@@ -66,6 +74,23 @@ class FakeClient:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
+
+    async def submit(
+        self, payload: bytes, headers: Sequence[Header], lifetime: float, wait: float
+    ) -> Reply | Place:
+        self.wait = wait
+        reply = await self.call(payload, headers, lifetime)
+        return self._found(reply)
+
+    async def find(self, place: Place) -> Reply | Place:
+        self.asked.append(place)
+        assert isinstance(self.outcome, Reply)
+        return self._found(self.outcome)
+
+    def _found(self, reply: Reply) -> Reply | Place:
+        if isinstance(self.place, Exception):
+            raise self.place
+        return reply if self.place is None else self.place
 
     def snapshot(self) -> Mapping[str, object]:
         return {"pending": 0}
@@ -197,10 +222,12 @@ def test_the_timeout_is_that_of_the_settings() -> None:
         (DeliveryFailed("why"), 503, "delivery-failed"),
         (ReplyLost("why"), 503, "reply-lost"),
         (RequestTooLarge("why"), 413, "payload-too-large"),
-        (ReplyTimeout("why", b"me.1"), 504, "timeout"),
+        (ReplyTimeout("why", PLACE), 504, "timeout"),
         (PayloadTooLarge("why"), 413, "payload-too-large"),
         (EncodingNotSupported("why"), 415, "unsupported-content-encoding"),
         (BodyIncomplete("why"), 408, "request-timeout"),
+        (NoSuchPrediction("why"), 404, "not-found"),
+        (PredictionGone("why"), 410, "gone"),
     ],
 )
 def test_each_failure_is_a_problem(error: Exception, status: int, kind: str) -> None:
@@ -222,13 +249,14 @@ def test_where_trying_again_helps_it_is_said_when(error: Exception) -> None:
 
 
 def test_a_timeout_tells_what_a_late_answer_can_be_found_by() -> None:
-    found = problem_of(predict(FakeClient(ReplyTimeout("unknown", b"me.\xff"))))
-    assert found["correlation_id"] == "6d652eff"
+    result = predict(FakeClient(ReplyTimeout("unknown", PLACE)))
+    assert problem_of(result)["correlation_id"] == PLACE.correlation_id
+    assert result.headers["location"] == PLACE.uri
 
 
 def test_a_problem_has_the_body_that_it_has_on_a_topic() -> None:
     on_topic = problem_body(Status.PAYLOAD_TOO_LARGE, "why", correlation_id=b"me")
-    here = problems.body(problems.Problem.of(Status.PAYLOAD_TOO_LARGE), "why", b"me")
+    here = problems.body(problems.Problem.of(Status.PAYLOAD_TOO_LARGE), "why", "me")
     assert here == on_topic
 
 
@@ -256,6 +284,89 @@ def test_no_such_method(method: str) -> None:
     assert result.status_code == 405
     assert problem_of(result)["type"].endswith(":method-not-allowed")
     assert "POST" in result.headers["allow"]
+
+
+# ---- what a caller prefers --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prefer", "timeout", "applied"),
+    [
+        ("wait=2", 2, "wait=2"),
+        ("wait=100", 10, None),
+        ("wait=0", 10, None),
+        ("return=minimal", 10, None),
+    ],
+)
+def test_a_caller_may_wait_less(prefer: str, timeout: float, applied: str | None) -> None:
+    client = FakeClient()
+    result = predict(client, headers={"Prefer": prefer})
+    assert timeout - 1 < client.calls[0].timeout <= timeout
+    assert result.headers.get("preference-applied") == applied
+
+
+@pytest.mark.parametrize(
+    ("prefer", "wait", "applied"),
+    [
+        ("respond-async", 0, "respond-async"),
+        ("respond-async, wait=3", 3, "respond-async, wait=3"),
+        ("wait=30, respond-async", 10, "respond-async"),
+    ],
+)
+def test_a_caller_may_come_back_later(prefer: str, wait: float, applied: str) -> None:
+    client = FakeClient(place=PLACE)
+    result = http(client, facade={"async_timeout": 60}).simulate_post(
+        "/api/predict", body=b"body", headers={"Prefer": prefer, "Content-Type": "a/b"}
+    )
+    assert result.status_code == 202
+    assert result.headers["location"] == PLACE.uri
+    assert result.headers["preference-applied"] == applied
+    assert result.headers["retry-after"] == "1"
+    assert result.json == {"status": "pending", "location": PLACE.uri}
+    (call,) = client.calls
+    assert (call.payload, call.timeout, client.wait) == (b"body", 60, wait)
+    assert call.headers["content-type"] == b"a/b"
+    assert "prefer" not in call.headers
+
+
+def test_an_answer_that_comes_while_the_caller_waits_is_given_at_once() -> None:
+    result = predict(FakeClient(), headers={"Prefer": "respond-async, wait=3"})
+    assert (result.status_code, result.content) == (200, GOOD.body)
+
+
+def test_an_answer_is_asked_for_later_where_it_was_said_to_be() -> None:
+    client = FakeClient(Reply(b"?", "model-error", "a/b", model="m"))
+    result = http(client).simulate_get(PLACE.uri)
+    assert client.asked == [PLACE]
+    assert (result.status_code, result.content) == (500, b"?")
+    assert (result.headers["content-type"], result.headers["x-model"]) == ("a/b", "m")
+
+
+def test_an_answer_that_is_not_there_yet_says_where_to_look_next() -> None:
+    further = PLACE._replace(offset=99)
+    result = http(FakeClient(place=further)).simulate_get(PLACE.uri)
+    assert (result.status_code, result.headers["location"]) == (202, further.uri)
+    assert "offset=99" in further.uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        PLACE.uri.partition("?")[0],
+        PLACE.uri.replace("0f0f", "0F0F"),
+        PLACE.uri.replace("offset=17", "offset=-1"),
+        PLACE.uri.replace("offset=17", "offset=x"),
+        PLACE.uri.replace("offset=17", "offset=" + "9" * 19),
+        PLACE.uri.replace("partition=3", "partition=2147483648"),
+        PLACE.uri.replace("until=", "until=%D9%A3"),
+        "/api/predictions/me?partition=3&offset=17&until=1",
+    ],
+)
+def test_a_place_that_cannot_be_is_not_looked_for(uri: str) -> None:
+    client = FakeClient()
+    result = http(client).simulate_get(uri)
+    assert (result.status_code, client.asked) == (404, [])
+    assert problem_of(result)["type"].endswith(":not-found")
 
 
 # ---- the body ---------------------------------------------------------------------------------
@@ -523,8 +634,10 @@ def test_swagger_tells_every_status_that_scoring_can_end_in() -> None:
     possible = {status.http for status in Status} | {
         found.http for found in problems.PROBLEMS.values()
     }
-    described = swagger()["paths"]["/api/predict"]["post"]["responses"]
-    assert {int(code) for code in described} == possible
+    scored = set(swagger()["paths"]["/api/predict"]["post"]["responses"])
+    found = set(swagger()["paths"]["/api/predictions/{id}"]["get"]["responses"])
+    assert {int(code) for code in scored} == (possible | {202}) - {404, 410}
+    assert {int(code) for code in found} == (possible | {202}) - {408}
 
 
 def test_swagger_is_that_of_the_routes() -> None:

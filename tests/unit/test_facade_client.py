@@ -13,8 +13,11 @@ import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
 from http_facade.calls import (
+    NoSuchPrediction,
     NotReady,
     Overloaded,
+    Place,
+    PredictionGone,
     Reply,
     ReplyTimeout,
     RequestTooLarge,
@@ -182,10 +185,12 @@ async def test_a_late_reply_is_dropped_and_counted(settings: Settings) -> None:
             with pytest.raises(ReplyTimeout, match="unknown") as caught:
                 await client.call(b"slow", [], 0.05)
             await until(lambda: worker.asked)
-            assert caught.value.correlation_id == worker.asked[0].headers["correlation-id"]
+            place = caught.value.place
+            assert place.correlation_id.encode() == worker.asked[0].headers["correlation-id"]
             worker.send([reply(worker.asked[0])])
             await until(lambda: "late" in counts(client))
             assert counts(client) == {"requests": 1, "timeouts": 1, "late": 1}
+            assert await client.find(place) == _reply_of(worker.asked[0])
             assert client.snapshot()["pending"] == 0
             assert client.model is None
 
@@ -217,6 +222,123 @@ async def test_spoofed_and_nameless_replies_reach_nobody(settings: Settings) -> 
             assert client.model == "echo; version=1"
 
 
+# ---- answers that nobody waits for ------------------------------------------------------------
+
+
+def _reply_of(asked: Asked) -> Reply:
+    sent = reply(asked)
+    headers = dict(sent.headers)
+    texts = [headers[name] for name in ("status", "content-type", "model", "server-timing")]
+    return Reply(sent.body, *(text.decode() for text in texts if isinstance(text, bytes)))
+
+
+async def test_a_request_that_nobody_waits_for_is_stored_and_found_later(
+    settings: Settings,
+) -> None:
+    before = time.time()
+    async with ready_client(settings) as client:
+        place = await client.submit(b"later", [("content-type", b"a/b")], 3600, 0)
+        assert isinstance(place, Place)
+        assert 3600 <= place.until / 1000 - before + 0.001 < 3600 + PATIENCE
+        assert client.snapshot()["pending"] == 0
+        # Nothing is there yet, and nothing was read.
+        assert await client.find(place) == place
+    # It is answered while no process of the facade runs, and found by another.
+    with echo(settings, lambda asked: [reply(asked), reply(asked, status=b"duplicate")]) as worker:
+        await until(lambda: worker.asked)
+    assert worker.asked[0].headers["deadline"] == str(place.until).encode()
+    async with ready_client(settings) as other:
+        found = await _found(other, place)
+        assert (found.status, found.body, found.content_type) == ("ok", b"later", "a/b")
+        assert found == _reply_of(worker.asked[0])
+
+
+async def _found(client: RequestReplyClient, place: Place) -> Reply:
+    while True:
+        found = await client.find(place)
+        if isinstance(found, Reply):
+            return found
+        assert found.offset >= place.offset
+        assert found._replace(offset=place.offset) == place
+        place = found
+
+
+async def test_who_waits_a_while_is_answered_or_told_where(settings: Settings) -> None:
+    with echo(settings, lambda asked: [] if asked.payload == b"slow" else [reply(asked)]) as worker:
+        async with ready_client(settings) as client:
+            found = await client.submit(b"quick", [], 3600, PATIENCE)
+            assert isinstance(found, Reply)
+            assert found.body == b"quick"
+            place = await client.submit(b"slow", [], 3600, 0.05)
+            assert isinstance(place, Place)
+            await until(lambda: len(worker.asked) == 2)
+            worker.send([reply(worker.asked[1])])
+            await until(lambda: "deferred" in counts(client))
+            assert counts(client) == {"requests": 2, "replies": 1, "deferred": 1}
+            assert (await _found(client, place)).body == b"slow"
+
+
+async def test_a_search_reads_a_part_and_says_where_to_go_on(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("http_facade.reply_log._MOST_BYTES", 300_000)
+    async with ready_client(settings) as client:
+        place = await client.submit(b"wanted", [], 3600, 0)
+        assert isinstance(place, Place)
+        with echo(settings, lambda _asked: []) as worker:
+            await until(lambda: worker.asked)
+        wanted = reply(worker.asked[0])
+        others = [
+            Sent(wanted.topic, wanted.partition, [("correlation-id", b"other")], b"x" * 100_000)
+            for _ in range(10)
+        ]
+        worker.send([*others, wanted])
+        searches = 0
+        while isinstance(place, Place):
+            before, place = place.offset, await client.find(place)
+            searches += 1
+            if isinstance(place, Place):
+                assert place.offset > before
+        assert place.body == b"wanted"
+        assert 2 <= searches <= 10
+
+
+async def test_a_prediction_that_never_was_or_is_no_more(settings: Settings) -> None:
+    async with ready_client(settings) as client:
+        place = await client.submit(b"", [], 3600, 0)
+        assert isinstance(place, Place)
+        for nowhere in (place._replace(partition=4), place._replace(offset=place.offset + 1)):
+            with pytest.raises(NoSuchPrediction):
+                await client.find(nowhere)
+        # Within facade.timeout of the deadline a worker may still say that it has passed.
+        just = int(time.time() * 1000)
+        assert isinstance(await client.find(place._replace(until=just)), Place)
+        with pytest.raises(PredictionGone):
+            await client.find(place._replace(until=just - 11_000))
+
+
+async def test_searches_are_bounded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("http_facade.reply_log._WAITING", 0)
+    async with ready_client(settings) as client:
+        place = await client.submit(b"", [], 3600, 0)
+        assert isinstance(place, Place)
+        found = await asyncio.gather(
+            *(client.find(place) for _ in range(5)), return_exceptions=True
+        )
+        assert found[:4] == [place] * 4
+        assert isinstance(found[4], Overloaded)
+        assert await client.find(place) == place
+
+
+async def test_a_request_that_cannot_be_stored_is_refused(settings: Settings) -> None:
+    limits = settings.limits.model_copy(update={"payload_bytes": 100})
+    small = settings.model_copy(update={"limits": limits})
+    async with ready_client(small) as client:
+        with pytest.raises(RequestTooLarge):
+            await client.submit(b"x" * 3_000_000, [], 3600, 0)
+        assert client.snapshot()["pending"] == 0
+
+
 class UnreadableMessage:
     """A record with a header name that is not UTF-8, which crashes the client if asked twice."""
 
@@ -237,7 +359,7 @@ class UnreadableMessage:
 def test_a_header_that_cannot_be_read_is_skipped_and_never_asked_for_again() -> None:
     arrived: list[tuple[list[tuple[bytes, Reply]], int, int]] = []
     replies = Replies(
-        Settings(), b"me.", lambda _: None, lambda *got: arrived.append(got), lambda: None
+        Settings(), (b"me.",), lambda _: None, lambda *got: arrived.append(got), lambda: None
     )
     message: Any = UnreadableMessage()
     replies._take([message])
@@ -280,7 +402,7 @@ def test_replies_are_read_from_where_none_is_missed(
 ) -> None:
     losses: list[None] = []
     replies = Replies(
-        Settings(), b"me.", lambda _: None, lambda *_: None, lambda: losses.append(None)
+        Settings(), (b"me.",), lambda _: None, lambda *_: None, lambda: losses.append(None)
     )
     marks = Marks()
     marks.low_and_high = low_and_high
@@ -298,7 +420,7 @@ def test_each_process_has_a_partition_that_exists() -> None:
     chosen = set()
     for number in range(100):
         replies = Replies(
-            Settings(), f"{number}.".encode(), lambda _: None, lambda *_: None, lambda: None
+            Settings(), (f"{number}.".encode(),), lambda _: None, lambda *_: None, lambda: None
         )
         replies._choose(4)
         chosen.add(replies.partition)

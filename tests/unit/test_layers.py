@@ -57,6 +57,7 @@ LIBRARIES: Final[Mapping[str, tuple[str, ...]]] = {
         "stream_scorer/kafka/",
         "http_facade/client.py",
         "http_facade/replies.py",
+        "http_facade/reply_log.py",
         "http_facade/requests.py",
     ),
     # Beside the facade, only its media types, where content types are matched.

@@ -1,0 +1,48 @@
+"""Responses made of what a call ended in: an answer, or the place where it will be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import falcon.asgi
+
+from http_facade.calls import Place, Reply, UnknownStatus
+from stream_scorer.protocol import Status
+
+_STATUSES: Final[Mapping[str | None, Status]] = {status.value: status for status in Status}
+_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
+
+_RETRY_AFTER: Final = "1"
+"""Seconds after which to ask for a prediction."""
+
+
+def answer(resp: falcon.asgi.Response, reply: Reply) -> None:
+    """Answer with what a worker said.
+
+    Raises:
+        UnknownStatus: its status is not in the wire contract.
+    """
+    status = _STATUSES.get(reply.status)
+    if status is None:
+        raise UnknownStatus(f"the worker's answer has the status {reply.status!r}")
+    resp.status = status.http
+    resp.data = reply.body
+    resp.content_type = _header_text(reply.content_type or "application/octet-stream")
+    if reply.model is not None:
+        resp.set_header("X-Model", _header_text(reply.model))
+    if reply.server_timing is not None:
+        resp.set_header("Server-Timing", _header_text(reply.server_timing))
+
+
+def accept(resp: falcon.asgi.Response, place: Place) -> None:
+    """Answer 202: the request is stored, and its answer is to be asked for at ``Location``."""
+    resp.status = falcon.HTTP_202
+    resp.media = {"status": "pending", "location": place.uri}
+    resp.set_headers({"Location": place.uri, "Retry-After": _RETRY_AFTER})
+
+
+def _header_text(text: str) -> str:
+    # Whoever may write replies may not write header lines.
+    return _UNPRINTABLE.sub("?", text)
