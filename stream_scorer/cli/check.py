@@ -37,10 +37,11 @@ def command(
         if file is None:
             return
     from stream_scorer.cli.loading import load_scorer
+    from stream_scorer.plugins.loading import DEFAULT_PLUGIN
     from stream_scorer.protocol import Request, Status
 
     loaded = load_scorer(settings)
-    click.echo(f"plugin {settings.plugin}: {', '.join(loaded.plugin.content_types)}", err=True)
+    click.echo(f"plugin {settings.plugin or DEFAULT_PLUGIN}: {', '.join(loaded.plugin.content_types)}", err=True)
     click.echo(f"model {loaded.model.header}", err=True)
     if file is None:
         return

@@ -18,6 +18,9 @@ from stream_scorer.plugins.plugin import Plugin
 
 DEFAULT_CLASS: Final = "Plugin"
 
+DEFAULT_PLUGIN: Final = "stream_scorer.plugins.pyfunc"
+"""For models whose conf names no plugin."""
+
 AnyPlugin = Plugin[Any, Any, Any]
 
 

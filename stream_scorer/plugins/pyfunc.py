@@ -1,0 +1,218 @@
+"""The plugin for every MLflow model: MLflow's own payloads in, and its own answers out.
+
+Used where a conf names no plugin. What it takes and gives is what ``mlflow models serve`` of the
+same MLflow does, read and written by the same functions of MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from email.message import Message
+from importlib.util import find_spec
+from io import BytesIO, StringIO
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from stream_scorer import plugins
+from stream_scorer.plugins.joining import Records, Split, joined, kind_of, parted, rows_of, types_of
+from stream_scorer.plugins.plugin import InvalidPayload
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
+
+_JSON: Final = "application/json"
+_CSV: Final = "text/csv"
+_PARQUET: Final = "application/vnd.apache.parquet"
+
+_LONGEST_MESSAGE: Final = 4_000
+"""Characters of what MLflow says that the caller is told; it quotes the payload."""
+
+
+class Instance(NamedTuple):
+    """One request: what the model's ``predict`` takes, or a table that is still to be read.
+
+    ``kind`` is what requests must have in common to be predicted as one; ``None``: it is predicted
+    alone. ``wrapped``: its answer is ``{"predictions": …}``.
+    """
+
+    data: Any
+    params: dict[str, Any] | None = None
+    kind: object | None = None
+    wrapped: bool = True
+
+
+class Prediction(NamedTuple):
+    """What the model gave for one request."""
+
+    values: Any
+    wrapped: bool
+
+
+class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
+    """Takes MLflow's JSON, CSV and, where pyarrow is there, Parquet; answers its JSON.
+
+    The JSON is an object with one of ``dataframe_split``, ``dataframe_records``, ``instances`` and
+    ``inputs``, and perhaps ``params``; or bare pandas-split JSON. Payloads are read with the
+    model's signature, which is known once the model is loaded.
+
+    Requests of the same columns and params are predicted as one table. A model must then give each
+    row its own prediction, whatever the other rows are; where it gives another number of rows than
+    it got, each request is predicted alone. ``worker.max_batch_size: 1`` has it so from the start.
+    """
+
+    content_types = (_JSON, _CSV, *((_PARQUET,) if find_spec("pyarrow") else ()))
+
+    _metadata: Any = None
+    _schema: Any = None
+
+    def load_model(self, model_uri: str) -> PyFuncModel:
+        """Load the model as pyfunc, and remember how its payloads are to be read."""
+        model = super().load_model(model_uri)
+        self._metadata = model.metadata
+        self._schema = self._metadata.get_input_schema()
+        return model
+
+    def decode(self, payload: bytes, content_type: str) -> Instance:
+        """A table, an array, named arrays, or what else the model takes.
+
+        A table of JSON is read when it is predicted, with others in one go.
+        """
+        scoring_server, refusal = _mlflow()
+        sent = Message()
+        sent["content-type"] = content_type
+        if (charset := str(sent.get_param("charset", "utf-8"))).lower() != "utf-8":
+            raise InvalidPayload(f"the charset {charset} is not taken; send UTF-8")
+        media_type = sent.get_content_type()
+        try:
+            if media_type == _PARQUET:
+                return self._instance(scoring_server.parse_parquet_input(BytesIO(payload)))
+            text = payload.decode()
+            if media_type == _CSV:
+                return self._instance(scoring_server.parse_csv_input(StringIO(text), self._schema))
+            return self._from_json(json.loads(text))
+        except UnicodeDecodeError as error:
+            raise InvalidPayload(f"the payload is not UTF-8: {error}") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InvalidPayload(f"the payload is not JSON: {error}") from None
+        except refusal as error:
+            raise InvalidPayload(_said(error)) from None
+
+    def _from_json(self, sent: Any) -> Instance:
+        scoring_server, _ = _mlflow()
+        if not isinstance(sent, dict):
+            raise InvalidPayload(scoring_server.REQUIRED_INPUT_FORMAT)
+        if scoring_server.is_unified_llm_input(sent):
+            known = self._metadata.get_params_schema()
+            names = {param.name for param in known.params} if known else set()
+            params = {name: value for name, value in sent.items() if name in names}
+            rest = {name: value for name, value in sent.items() if name not in names}
+            return Instance(rest, params, wrapped=False)
+        params = sent.pop(scoring_server.SERVING_PARAMS_KEY, None)
+        if params is not None and not isinstance(params, dict):
+            raise InvalidPayload('"params" must be an object')
+        named = scoring_server.SUPPORTED_FORMATS & sent.keys()
+        if self._metadata._is_signature_from_type_hint():
+            if scoring_server.INPUTS not in sent:
+                raise InvalidPayload('expected a JSON object with "inputs"')
+            return Instance(sent[scoring_server.INPUTS], params)
+        if not named and {"columns", "data"} <= sent.keys():
+            # What DataFrame.to_json(orient="split") writes, with no name around it.
+            sent = {scoring_server.DF_SPLIT: sent}
+        data: Any
+        match sent:
+            case {scoring_server.DF_SPLIT: {"columns": list(), "data": list()} as table}:
+                data = _split(table)
+            case {scoring_server.DF_RECORDS: list() as records}:
+                data = Records(records)
+            case _:
+                data = None
+        if data is None or len(named) > 1:
+            data = scoring_server.infer_and_parse_data(sent, self._schema)
+        return self._instance(data, params)
+
+    def _instance(self, data: Any, params: dict[str, Any] | None = None) -> Instance:
+        kind = kind_of(data)
+        if kind is None:
+            return Instance(data, params)
+        # Without a signature a column has the type of what is in it, so that of others would count.
+        types = types_of(data) if self._schema is None else None
+        return Instance(data, params, (kind, types, json.dumps(params, sort_keys=True)))
+
+    def predict(self, model: PyFuncModel, instances: Sequence[Instance]) -> list[Prediction]:
+        """Predictions of each request, those of one kind in one call of the model."""
+        alike: dict[object, list[int]] = defaultdict(list)
+        for number, instance in enumerate(instances):
+            alike[number if instance.kind is None else (instance.kind,)].append(number)
+        predicted: list[Any] = [None] * len(instances)
+        for numbers in alike.values():
+            group = [instances[number] for number in numbers]
+            for number, values in zip(numbers, self._predict_alike(model, group), strict=True):
+                predicted[number] = Prediction(values, instances[number].wrapped)
+        return predicted
+
+    def _predict_alike(self, model: PyFuncModel, group: Sequence[Instance]) -> list[Any]:
+        if len(group) > 1:
+            data = [instance.data for instance in group]
+            values = self._call(model, joined(data), group[0].params)
+            parts = parted(values, [rows_of(each) for each in data])
+            if parts is not None:
+                return parts
+        return [self._call(model, instance.data, instance.params) for instance in group]
+
+    def _call(self, model: PyFuncModel, data: Any, params: dict[str, Any] | None) -> Any:
+        _, refusal = _mlflow()
+        try:
+            return model.predict(self._read(data), params=params)
+        except refusal as error:
+            if error.error_code in _REFUSALS:
+                raise InvalidPayload(_said(error)) from error
+            raise
+
+    def _read(self, data: Any) -> Any:
+        scoring_server, _ = _mlflow()
+        match data:
+            case Split(columns, rows, labels):
+                table = {"columns": columns, "data": rows}
+                if labels is not None:
+                    table["index"] = labels
+                sent: dict[str, Any] = {scoring_server.DF_SPLIT: table}
+            case Records(rows):
+                sent = {scoring_server.DF_RECORDS: rows}
+            case _:
+                return data
+        return scoring_server.infer_and_parse_data(sent, self._schema)
+
+    def encode(self, prediction: Prediction, accept: str | None) -> tuple[bytes, str]:
+        """The JSON that ``mlflow models serve`` answers with."""
+        scoring_server, _ = _mlflow()
+        body = StringIO()
+        if prediction.wrapped:
+            scoring_server.predictions_to_json(prediction.values, body)
+        else:
+            scoring_server.unwrapped_predictions_to_json(prediction.values, body)
+        return body.getvalue().encode(), _JSON
+
+
+_REFUSALS: Final = frozenset({"BAD_REQUEST", "INVALID_PARAMETER_VALUE"})
+"""MLflow's codes of errors that are the caller's."""
+
+
+def _mlflow() -> tuple[Any, type[Any]]:
+    """MLflow's reading and writing of payloads, and the error by which it refuses one."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.pyfunc import scoring_server
+
+    return scoring_server, MlflowException
+
+
+def _said(error: Any) -> str:
+    text = str(error.message)
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
+
+
+def _split(table: dict[str, Any]) -> Split | None:
+    columns, data, labels = table["columns"], table["data"], table.get("index")
+    if labels == list(range(len(data))):
+        labels = None
+    return Split(columns, data, labels) if labels is None or isinstance(labels, list) else None

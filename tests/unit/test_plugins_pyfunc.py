@@ -1,0 +1,257 @@
+"""Any MLflow model, with MLflow's own payloads: what is read, joined, predicted and answered."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.models import infer_signature
+from mlflow.types import ParamSchema, ParamSpec
+
+from stream_scorer.plugins.pyfunc import Plugin
+from stream_scorer.protocol import Answer, Status
+from stream_scorer.scorer import Scorer
+from tests.fakes import request
+
+JSON = "application/json"
+
+MODEL = '''
+import mlflow, numpy as np, pandas as pd
+
+class Model(mlflow.pyfunc.PythonModel):
+    """Sums each row; tells how many rows it was given at once in `seen`."""
+
+    def predict(self, context, model_input, params=None):
+        params = params or {}
+        if isinstance(model_input, dict):
+            sums = sum(value.reshape(len(value), -1).sum(axis=1) for value in model_input.values())
+        elif isinstance(model_input, pd.DataFrame):
+            sums = model_input.sum(axis=1).to_numpy()
+        else:
+            sums = model_input.reshape(len(model_input), -1).sum(axis=1)
+        sums = sums * params.get("factor", 1)
+        seen = [len(sums)] * len(sums)
+        if params.get("form") == "sum":
+            return float(sums.sum())
+        if params.get("form") == "frame":
+            return pd.DataFrame({"sum": sums, "seen": seen})
+        if params.get("form") == "series":
+            return pd.Series(sums, index=getattr(model_input, "index", None))
+        if params.get("form") == "dict":
+            return {"sum": np.asarray(sums), "seen": np.asarray(seen)}
+        return [[float(a), b] for a, b in zip(sums, seen)]
+
+mlflow.models.set_model(Model())
+'''
+PARAMS = ParamSchema([ParamSpec("factor", "double", 1.0), ParamSpec("form", "string", "list")])
+
+
+class Loaded:
+    """The plugin with a model, and a scorer of both."""
+
+    def __init__(self, folder: Path, max_batch_size: int = 512) -> None:
+        self.plugin = Plugin()
+        self.model = self.plugin.load_model(str(folder))
+        self.scorer = Scorer(
+            self.plugin,
+            self.model,
+            payload_bytes=100_000,
+            result_bytes=100_000,
+            max_batch_size=max_batch_size,
+        )
+
+    def score(self, *payloads: object, content_type: str = JSON) -> list[Answer]:
+        bodies = [
+            each if isinstance(each, bytes) else json.dumps(each).encode() for each in payloads
+        ]
+        return self.scorer.score(
+            [request(payload=body, content_type=content_type) for body in bodies]
+        )
+
+    def predictions(self, *payloads: object, content_type: str = JSON) -> list[Any]:
+        answers = self.score(*payloads, content_type=content_type)
+        assert [answer.status for answer in answers] == [Status.OK] * len(payloads), [
+            answer.body for answer in answers
+        ]
+        return [json.loads(answer.body)["predictions"] for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    def saved(example: Any = None, name: str = "model") -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        code = folder / "code.py"
+        code.write_text(MODEL, encoding="utf-8")
+        signature = None
+        if example is not None:
+            signature = infer_signature(example)
+            signature.params = PARAMS
+        with warnings.catch_warnings():
+            # It wants the model to say what it takes, by type hints.
+            warnings.simplefilter("ignore")
+            mlflow.pyfunc.save_model(
+                folder / "model", python_model=str(code), signature=signature, pip_requirements=[]
+            )
+        return folder / "model"
+
+    return saved
+
+
+@pytest.fixture(scope="module")
+def table(save: Callable[..., Path]) -> Loaded:
+    return Loaded(save(pd.DataFrame({"a": [1.5], "b": [2.5]})))
+
+
+@pytest.fixture(scope="module")
+def bare(save: Callable[..., Path]) -> Loaded:
+    return Loaded(save())
+
+
+SPLIT = {"columns": ["a", "b"], "data": [[1, 2.5], [3.5, 4]]}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"dataframe_split": SPLIT},
+        {"dataframe_split": {**SPLIT, "index": [0, 1]}},
+        {"dataframe_split": {**SPLIT, "index": [17, "x"]}},
+        {"dataframe_records": [{"a": 1, "b": 2.5}, {"b": 4, "a": 3.5}]},
+        {"inputs": {"a": [1, 3.5], "b": [2.5, 4]}},
+        {"instances": [{"a": 1, "b": 2.5}, {"a": 3.5, "b": 4}]},
+        SPLIT,
+        {**SPLIT, "index": [0, 1]},
+        {**SPLIT, "params": {"factor": 1.0}},
+    ],
+    ids=str,
+)
+def test_each_form_of_mlflow_is_read_alone_and_among_others(table: Loaded, payload: object) -> None:
+    assert table.predictions(payload) == [[[3.5, 2], [7.5, 2]]]
+    assert table.predictions(payload, payload) == [[[3.5, 4], [7.5, 4]]] * 2
+
+
+def test_csv(table: Loaded) -> None:
+    (answer,) = table.predictions(b"b,a\n2.5,1\n4,3.5\n", content_type="text/csv; charset=UTF-8")
+    assert answer == [[3.5, 2], [7.5, 2]]
+
+
+def test_parquet(table: Loaded, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    pd.DataFrame({"a": [1, 3.5], "b": [2.5, 4]}).to_parquet(tmp_path / "rows.parquet")
+    payload = (tmp_path / "rows.parquet").read_bytes()
+    (answer,) = table.predictions(payload, content_type="application/vnd.apache.parquet")
+    assert answer == [[3.5, 2], [7.5, 2]]
+
+
+def test_requests_of_the_same_columns_and_params_are_predicted_as_one(bare: Loaded) -> None:
+    one = {"dataframe_split": {"columns": ["a"], "data": [[1]]}}
+    other = {"dataframe_split": {"columns": ["b"], "data": [[2], [3]]}}
+    assert bare.predictions(one, other, one, other, one) == [
+        [[1, 3]],
+        [[2, 4], [3, 4]],
+        [[1, 3]],
+        [[2, 4], [3, 4]],
+        [[1, 3]],
+    ]
+
+
+def test_params_reach_only_their_own_requests(table: Loaded) -> None:
+    asked = [{"dataframe_split": SPLIT, "params": {"factor": float(n)}} for n in (2, 3, 2)]
+    assert table.predictions(*asked) == [
+        [[7, 4], [15, 4]],
+        [[10.5, 2], [22.5, 2]],
+        [[7, 4], [15, 4]],
+    ]
+
+
+def test_arrays_are_joined_by_shape(save: Callable[..., Path]) -> None:
+    arrays = Loaded(save(np.zeros((1, 2), np.float32)))
+    small, large = {"instances": [[1, 2]]}, {"inputs": [[3, 4], [5, 6]]}
+    assert arrays.predictions(small, large, small) == [[[3, 4]], [[7, 4], [11, 4]], [[3, 4]]]
+    (refused,) = arrays.score({"instances": [[1, 2, 3]]})
+    assert refused.status is Status.INVALID_PAYLOAD
+
+
+def test_named_arrays_are_joined(save: Callable[..., Path]) -> None:
+    named = Loaded(save({"x": np.zeros((1, 2)), "y": np.zeros(1)}))
+    one = {"inputs": {"x": [[1.0, 2.0]], "y": [3.0]}}
+    two = {"inputs": {"x": [[1.0, 2.0], [0.0, 0.0]], "y": [3.0, 5.0]}}
+    assert named.predictions(one, two) == [[[6, 3]], [[6, 3], [5, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("form", "answer"),
+    [
+        ("frame", [{"sum": 3.5, "seen": 4}, {"sum": 7.5, "seen": 4}]),
+        ("series", [{"0": 3.5}, {"0": 7.5}]),
+        ("dict", {"sum": [3.5, 7.5], "seen": [4, 4]}),
+    ],
+)
+def test_predictions_of_every_form_are_split(table: Loaded, form: str, answer: object) -> None:
+    asked = {"dataframe_split": SPLIT, "params": {"form": form}}
+    assert table.predictions(asked, asked) == [answer, answer]
+
+
+def test_a_model_that_gives_one_answer_for_all_rows_gets_each_request_alone(table: Loaded) -> None:
+    asked = {"dataframe_split": SPLIT, "params": {"form": "sum"}}
+    assert table.predictions(asked, asked) == [11, 11]
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        ({"dataframe_split": {"columns": ["a"], "data": [[1]]}}, "missing"),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": [["x", 1]]}}, "x"),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}, "columns"),
+        ({"dataframe_split": [1]}, ""),
+        ({"dataframe_records": [1]}, ""),
+        ({"dataframe_split": SPLIT, "inputs": [1]}, "exactly one"),
+        ({}, "exactly one"),
+        ({"dataframe_split": SPLIT, "params": [1]}, "params"),
+        ({"dataframe_split": SPLIT, "params": {"factor": "x"}}, "factor"),
+        ([1], "exactly one"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff", "not UTF-8"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_the_signature_refuses_is_told_with_its_reason_and_harms_no_other(
+    table: Loaded, payload: object, said: str
+) -> None:
+    good = {"dataframe_split": SPLIT}
+    refused, scored = table.score(payload, good)
+    assert refused.status is Status.INVALID_PAYLOAD, refused.body
+    assert said in json.loads(refused.body)["detail"]
+    assert scored.status is Status.OK
+    # Whoever else was in the batch is not quoted.
+    assert "7.5" not in json.loads(refused.body)["detail"]
+
+
+def test_another_charset_is_refused(table: Loaded) -> None:
+    (answer,) = table.score(SPLIT, content_type="application/json; charset=latin-1")
+    assert answer.status is Status.INVALID_PAYLOAD
+    assert b"UTF-8" in answer.body
+
+
+def test_csv_that_is_none_is_refused(table: Loaded) -> None:
+    (answer,) = table.score(b'"', content_type="text/csv")
+    assert answer.status is Status.INVALID_PAYLOAD
+    assert "Traceback" not in answer.body.decode()
+
+
+def test_without_a_signature_types_are_those_that_were_sent(bare: Loaded) -> None:
+    ints = {"dataframe_split": {"columns": ["a"], "data": [[1]]}}
+    text = {"dataframe_split": {"columns": ["a"], "data": [["x"]]}}
+    floats = {"dataframe_split": {"columns": ["a"], "data": [[1.5]]}}
+    assert bare.predictions(ints, floats, ints) == [[[1, 2]], [[1.5, 1]], [[1, 2]]]
+    scored, failed, again = bare.score(ints, text, ints)
+    assert [json.loads(each.body)["predictions"] for each in (scored, again)] == [[[1, 1]]] * 2
+    assert failed.status is Status.MODEL_ERROR
