@@ -126,7 +126,10 @@ class Model(_Section):
     """How far a model's files are trusted."""
 
     allow_pickle: bool = False
+    allow_code: bool = False
     trusted_types: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
+    """Folders and beginnings of registry URIs that models may come from; none: any."""
 
 
 class Kafka(BaseModel):
@@ -248,6 +251,7 @@ class Settings(_Section):
     host: str = "localhost"
     port: Port = 5005
     plugin: str | None = None
+    plugin_roots: tuple[str, ...] = ()
     model_uri: str | None = None
     packages: tuple[str, ...] = ()
     model: Model = Model()

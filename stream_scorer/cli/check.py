@@ -41,7 +41,10 @@ def command(
     from stream_scorer.protocol import Request, Status
 
     loaded = load_scorer(settings)
-    click.echo(f"plugin {settings.plugin or DEFAULT_PLUGIN}: {', '.join(loaded.plugin.content_types)}", err=True)
+    click.echo(
+        f"plugin {settings.plugin or DEFAULT_PLUGIN}: {', '.join(loaded.plugin.content_types)}",
+        err=True,
+    )
     click.echo(f"model {loaded.model.header}", err=True)
     if file is None:
         return

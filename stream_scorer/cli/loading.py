@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from stream_scorer.config import ConfigError, Settings
 from stream_scorer.plugins.loading import DEFAULT_PLUGIN, AnyPlugin, load_plugin
-from stream_scorer.plugins.models import ModelFolder, check_model, fetch_model, load_model
+from stream_scorer.plugins.models import ModelFolder, fetch_model, load_model
 from stream_scorer.plugins.packages import check_packages
+from stream_scorer.plugins.trust import check_model, check_root
 from stream_scorer.scorer import Observer, Scorer
 
 
@@ -29,12 +30,16 @@ def load_scorer(settings: Settings, observer: Observer | None = None) -> Loaded:
     if settings.model_uri is None:
         raise ConfigError("which model scores must be set @ model_uri")
     check_packages(settings.packages)
-    plugin = load_plugin(settings.plugin or DEFAULT_PLUGIN, settings.locate)
+    plugin = load_plugin(
+        settings.plugin or DEFAULT_PLUGIN, settings.locate, roots=settings.plugin_roots
+    )
     plugin.image_pixels = settings.limits.image_pixels
+    check_root(settings.model_uri, settings.model.roots, settings.locate)
     folder = fetch_model(settings.model_uri, settings.locate)
     check_model(
         folder,
         allow_pickle=settings.model.allow_pickle,
+        allow_code=settings.model.allow_code,
         trusted_types=settings.model.trusted_types,
     )
     scorer = Scorer(

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -28,15 +28,19 @@ class PluginError(SetupError):
     """The plugin cannot be used; the text says where and why."""
 
 
-def load_plugin(name: str, locate: Callable[[str], Path] = Path) -> AnyPlugin:
+def load_plugin(
+    name: str, locate: Callable[[str], Path] = Path, *, roots: Sequence[str] = ()
+) -> AnyPlugin:
     """Load and make the plugin that a conf names.
 
     Args:
         name: a file's path or a dotted module, then perhaps ``:ClassName``.
         locate: finds a relative path.
+        roots: folders that plugins may be in, links followed; none: they may be anywhere.
 
     Raises:
-        PluginError: no such file, module or class, an error inside it, or something missing.
+        PluginError: no such file, module or class, an error inside it, something missing, or a
+            place that is not allowed, of which nothing is run.
     """
     place, _, class_name = name.partition(":")
     class_name = class_name or DEFAULT_CLASS
@@ -46,8 +50,11 @@ def load_plugin(name: str, locate: Callable[[str], Path] = Path) -> AnyPlugin:
             raise PluginError(
                 f"plugin {place}: no such file, from {Path.cwd()} or from the conf's folder"
             )
+        _check_root(place, path, roots, locate)
         module = _run(place, path, lambda: _import_file(path))
     else:
+        if place != DEFAULT_PLUGIN:
+            _check_root(place, _top_level(place), roots, locate)
         module = _run(place, None, lambda: importlib.import_module(place))
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
@@ -55,6 +62,29 @@ def load_plugin(name: str, locate: Callable[[str], Path] = Path) -> AnyPlugin:
     _check(found, module)
     plugin: AnyPlugin = _run(place, Path(getattr(module, "__file__", None) or place), found)
     return plugin
+
+
+def _check_root(
+    place: str, path: Path | None, roots: Sequence[str], locate: Callable[[str], Path]
+) -> None:
+    if not roots or path is None:
+        return
+    if not any(path.resolve().is_relative_to(locate(root).resolve()) for root in roots):
+        raise PluginError(f"plugin {place}: not within `plugin_roots: [{', '.join(roots)}]`")
+
+
+def _top_level(module: str) -> Path | None:
+    """Where a module's outermost package is; ``None``: nowhere, as its import will tell.
+
+    To look further in would run that package.
+    """
+    try:
+        spec = importlib.util.find_spec(module.partition(".")[0])
+    except ValueError:
+        return None
+    if spec is None:
+        return None
+    return Path(spec.origin or next(iter(spec.submodule_search_locations or [""])))
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -164,7 +164,7 @@ def test_a_conf_that_is_not_there_is_named(shell: Shell) -> None:
         ("logging: {format: '{message}'}", "@ logging.format"),
         ("kafka: {group.id: mine}", "group.id cannot be set: set worker.group instead @ kafka"),
         ("host: ${env:NOT_SET}", "environment variable NOT_SET is not set @ host"),
-        ("port: 5005", "@ plugin"),
+        ("port: 5005", "@ model_uri"),
         ("plugin: plugin.py", "@ model_uri"),
         ("plugin: missing.py\nmodel_uri: model", "plugin missing.py: no such file"),
         ("plugin: plugin.py\nmodel_uri: missing", "model_uri missing: no such folder"),

@@ -26,9 +26,10 @@ DEFAULTS = yaml.safe_load(
     host: localhost
     port: 5005
     plugin: null
+    plugin_roots: []
     model_uri: null
     packages: []
-    model: {allow_pickle: false, trusted_types: []}
+    model: {allow_pickle: false, allow_code: false, trusted_types: [], roots: []}
     logging: {level: INFO, format: "%(asctime)s %(levelname)s %(name)s: %(message)s"}
     kafka: {bootstrap.servers: "localhost:9092", consumer: {}, producer: {}}
     topics: {requests: score-requests, results: score-results, replies: score-replies,

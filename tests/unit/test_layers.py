@@ -90,6 +90,7 @@ MAY_CATCH_EVERYTHING: Final = frozenset(
         "stream_scorer/background.py",
         "stream_scorer/plugins/loading.py",
         "stream_scorer/plugins/models.py",
+        "stream_scorer/plugins/trust.py",
         "stream_scorer/scorer.py",
     }
 )

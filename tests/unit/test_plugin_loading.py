@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stream_scorer.plugins import Plugin
-from stream_scorer.plugins.loading import PluginError, load_plugin
+from stream_scorer.plugins.loading import DEFAULT_PLUGIN, PluginError, load_plugin
 
 WORKING = """
     from stream_scorer import plugins
@@ -257,3 +257,25 @@ def test_an_exception_that_cannot_be_printed_is_told(tmp_path: Path) -> None:
     text = "class E(Exception):\n    def __str__(self):\n        raise ValueError\n\nraise E\n"
     path = write(tmp_path / "plugin.py", text)
     assert refusal(str(path)).startswith(f"plugin {path}: {path}:5: ")
+
+
+def test_a_plugin_from_an_allowed_folder(tmp_path: Path) -> None:
+    file = write(tmp_path / "plugins" / "plugin.py")
+    load_plugin(str(file), roots=["elsewhere", str(file.parent)])
+    load_plugin(DEFAULT_PLUGIN, roots=["elsewhere"])
+
+
+@pytest.mark.parametrize(
+    "name", ["{path}/plugin.py", "{path}/plugins/link.py", "this", "json.tool"]
+)
+def test_a_plugin_from_elsewhere_is_refused_naming_the_rule_and_not_run(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugin.py").write_text("raise SystemExit('run')", encoding="utf-8")
+    (tmp_path / "plugins" / "link.py").symlink_to(tmp_path / "plugin.py")
+    name = name.format(path=tmp_path)
+    roots = [str(tmp_path / "plugins")]
+    with pytest.raises(PluginError) as caught:
+        load_plugin(name, roots=roots)
+    assert str(caught.value) == f"plugin {name}: not within `plugin_roots: [{roots[0]}]`"
