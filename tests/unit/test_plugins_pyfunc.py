@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,12 +92,9 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if example is not None:
             signature = infer_signature(example)
             signature.params = PARAMS
-        with warnings.catch_warnings():
-            # It wants the model to say what it takes, by type hints.
-            warnings.simplefilter("ignore")
-            mlflow.pyfunc.save_model(
-                folder / "model", python_model=str(code), signature=signature, pip_requirements=[]
-            )
+        mlflow.pyfunc.save_model(
+            folder / "model", python_model=str(code), signature=signature, pip_requirements=[]
+        )
         return folder / "model"
 
     return saved

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -389,9 +388,7 @@ def test_code_that_mlflow_saved_is_refused(tmp_path: Path) -> None:
         "mlflow.models.set_model(Model())\n",
         encoding="utf-8",
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mlflow.pyfunc.save_model(tmp_path / "m", python_model=str(code), pip_requirements=[])
+    mlflow.pyfunc.save_model(tmp_path / "m", python_model=str(code), pip_requirements=[])
     assert "its python_function flavor is Python code" in refusal(checked, tmp_path / "m")
 
 
