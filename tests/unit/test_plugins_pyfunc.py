@@ -7,49 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.models import infer_signature
-from mlflow.types import ParamSchema, ParamSpec
 
 from stream_scorer.plugins.pyfunc import Plugin
 from stream_scorer.protocol import Answer, Status
 from stream_scorer.scorer import Scorer
 from tests.fakes import request
+from tests.summing_model import save_summing_model
 
 JSON = "application/json"
-
-MODEL = '''
-import mlflow, numpy as np, pandas as pd
-
-class Model(mlflow.pyfunc.PythonModel):
-    """Sums each row; tells how many rows it was given at once in `seen`."""
-
-    def predict(self, context, model_input, params=None):
-        params = params or {}
-        if isinstance(model_input, dict):
-            sums = sum(value.reshape(len(value), -1).sum(axis=1) for value in model_input.values())
-        elif isinstance(model_input, pd.DataFrame):
-            sums = model_input.sum(axis=1).to_numpy()
-        else:
-            sums = model_input.reshape(len(model_input), -1).sum(axis=1)
-        sums = sums * params.get("factor", 1)
-        seen = [len(sums)] * len(sums)
-        if params.get("form") == "sum":
-            return float(sums.sum())
-        if params.get("form") == "frame":
-            return pd.DataFrame({"sum": sums, "seen": seen})
-        if params.get("form") == "series":
-            return pd.Series(sums, index=getattr(model_input, "index", None))
-        if params.get("form") == "dict":
-            return {"sum": np.asarray(sums), "seen": np.asarray(seen)}
-        return [[float(a), b] for a, b in zip(sums, seen)]
-
-mlflow.models.set_model(Model())
-'''
-PARAMS = ParamSchema([ParamSpec("factor", "double", 1.0), ParamSpec("form", "string", "list")])
 
 
 class Loaded:
@@ -84,18 +52,8 @@ class Loaded:
 
 @pytest.fixture(scope="module")
 def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    def saved(example: Any = None, name: str = "model") -> Path:
-        folder = tmp_path_factory.mktemp(name)
-        code = folder / "code.py"
-        code.write_text(MODEL, encoding="utf-8")
-        signature = None
-        if example is not None:
-            signature = infer_signature(example)
-            signature.params = PARAMS
-        mlflow.pyfunc.save_model(
-            folder / "model", python_model=str(code), signature=signature, pip_requirements=[]
-        )
-        return folder / "model"
+    def saved(example: Any = None) -> Path:
+        return save_summing_model(tmp_path_factory.mktemp("model"), example)
 
     return saved
 
