@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from stream_scorer import logs
 from stream_scorer.config import ConfigError, Settings, load_settings
 
 
@@ -50,7 +51,7 @@ control_socket_disable = True
 if os.access("/dev/shm", os.W_OK):  # noqa: S108 (memory, so that no slow disk stops the heartbeat)
     worker_tmp_dir = "/dev/shm"  # noqa: S108
 
-logging.basicConfig(level=_settings.logging.level, format=_settings.logging.format, force=True)
+logs.set_up(_settings.logging)
 loglevel = _settings.logging.level.lower()
 errorlog = None
 accesslog = None

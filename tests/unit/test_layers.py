@@ -45,8 +45,9 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "health": _BASE | {"config", "metrics"},
     "worker": _ENGINE,
     "supervisor": _ENGINE | {"worker"},
-    "cli": _ENGINE | {"worker", "supervisor", "http_facade"},
-    "http_facade": _BASE | {"config", "kafka"},
+    "logs": _BASE | {"config"},
+    "cli": _ENGINE | {"http_facade", "logs", "supervisor", "worker"},
+    "http_facade": _BASE | {"config", "kafka", "logs"},
 }
 """Each room (a file or folder of ``stream_scorer``, or ``http_facade``) and what it may import."""
 
