@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from http_facade.calls import Caller
 from http_facade.documentation import Swagger
+from http_facade.exposition import Exposition
 from http_facade.predict import Predict
 from http_facade.probes import Liveness, Readiness
 from http_facade.status import ServerStatus
@@ -19,6 +20,7 @@ def routes(client: Caller, settings: Settings) -> Mapping[str, Resource]:
         "/api/predict": Predict(client, settings),
         "/api/status": ServerStatus(client),
         "/livez": Liveness(client),
+        "/metrics": Exposition(client.metrics),
         "/readyz": Readiness(client, settings.facade.ready_file),
     }
     table["/api/swagger"] = Swagger(table)

@@ -28,6 +28,7 @@ from http_facade.calls import (
     RequestTooLarge,
     UnknownStatus,
 )
+from http_facade.metrics import Metrics
 from http_facade.resources import routes
 from http_facade.swagger import document
 from stream_scorer.config import Settings
@@ -53,6 +54,7 @@ class FakeClient:
     model: str | None = None
     calls: list[Call] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=Metrics)
 
     def start(self) -> None:
         self.events.append("start")
