@@ -92,12 +92,12 @@ class Exchange:
     ) -> None:
         if route is None or "{" in route:
             # Whoever sends it may not write lines, or fields, of the log.
-            path = quote(self._scope["path"][:_LONGEST], errors="replace")[:_LONGEST]
+            path = quote(self._scope["path"][:_LONGEST])[:_LONGEST]
         else:
             path = route
         if method not in METHODS:
-            method = quote(method[:_LONGEST], errors="replace")[:_LONGEST]
-        client = self._scope.get("client")
+            method = quote(method[:_LONGEST])[:_LONGEST]
+        client = self._scope.get("client") or ()
         fields = {
             "method": method,
             "path": path,
@@ -106,7 +106,7 @@ class Exchange:
             "bytes_out": self._sent,
             "duration_ms": round(seconds * 1000, 3),
             "request_id": None if self._request is None else self._request.context.request_id,
-            "remote_addr": client[0] if client else None,
+            "remote_addr": next(iter(client), None),
         }
         _log.log(
             level,

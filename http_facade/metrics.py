@@ -80,12 +80,12 @@ class Metrics:
     """The metrics of one facade process."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.counts = Counts(self._registry)
+        self.registry = CollectorRegistry()
+        self.counts = Counts(self.registry)
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(
-                f"scorer_facade_{name}", text, registry=self._registry, multiprocess_mode="livesum"
+                f"scorer_facade_{name}", text, registry=self.registry, multiprocess_mode="livesum"
             )
 
         self.pending = gauge("pending", "Callers that wait for a reply.")
@@ -94,14 +94,14 @@ class Metrics:
             "scorer_facade_requests_total",
             "HTTP requests, by path, method and status.",
             ["path", "method", "status"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "scorer_facade_request_seconds",
             "Seconds from an HTTP request's headers to the end of its response, by path.",
             ["path"],
             buckets=_SECONDS,
-            registry=self._registry,
+            registry=self.registry,
         )
         self._children: dict[
             tuple[str | None, str, int], tuple[Callable[[], None], Callable[[float], None]]
@@ -131,7 +131,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """The metrics of all processes, as Prometheus reads them."""
-        registry = self._registry
+        registry = self.registry
         if MULTIPROCESS in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

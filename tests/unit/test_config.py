@@ -328,6 +328,7 @@ def test_a_kafka_property_of_the_environment_is_taken_as_it_stands(password: str
         ("SCORER_NOTHING", "unknown setting @ SCORER_NOTHING"),
         ("SCORER_WORKER_NOTHING", "unknown setting @ SCORER_WORKER_NOTHING"),
         ("SCORER_WORKER_", "unknown setting @ SCORER_WORKER_"),
+        ("SCORER_LOGGING_AS_JSON", "unknown setting @ SCORER_LOGGING_AS_JSON"),
         ("SCORER_KAFKA_", "unknown setting @ SCORER_KAFKA_"),
         ("SCORER_PORT_NUMBER", "unknown setting @ SCORER_PORT_NUMBER"),
         ("SCORER_HOST_NAME", "unknown setting @ SCORER_HOST_NAME"),

@@ -298,6 +298,11 @@ def test_importing_the_package_costs_nothing() -> None:
     assert imported_by("import stream_scorer") == {"stream_scorer"}
 
 
+def test_importing_what_sets_logging_up_costs_nothing() -> None:
+    brought = imported_by("import stream_scorer.logs")
+    assert brought - imported_by("import logging, threading, typing") == {"stream_scorer"}
+
+
 @pytest.mark.parametrize(
     "statement",
     [
