@@ -63,6 +63,10 @@ def post_fork(_server: object, worker: Any) -> None:
         values.ValueClass = slotted
 
 
+def pre_request(_worker: object, _request: object) -> None:
+    """In the place of gunicorn's own, which logs the path as it is, line breaks and all."""
+
+
 def child_exit(_server: object, worker: Any) -> None:
     """Drop what the gauges of a process that has ended still show."""
     if _MULTIPROCESS in os.environ:

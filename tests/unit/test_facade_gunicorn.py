@@ -19,7 +19,10 @@ shown = {name: value for name, value in vars(conf).items() if name in known and 
 print(json.dumps(shown, default=lambda value: value.__name__))
 """
 
-HOOKS = ("on_starting", "when_ready", "pre_fork", "post_fork", "child_exit", "on_exit")
+HOOKS = (
+    *("on_starting", "when_ready", "pre_fork", "post_fork"),
+    *("pre_request", "child_exit", "on_exit"),
+)
 
 
 def load(
