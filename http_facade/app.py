@@ -15,9 +15,11 @@ import orjson
 from falcon.media import JSONHandler
 
 from http_facade import problems
+from http_facade.access import Exchange
 from http_facade.body import BodyEvents
 from http_facade.calls import Caller
 from http_facade.client import RequestReplyClient
+from http_facade.metrics import Metrics
 from http_facade.resources import routes
 from stream_scorer.config import Settings, load_settings
 
@@ -30,6 +32,10 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Facade(falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]):
     """A Falcon app that looks at a request before its body is there, and takes the body's rest."""
 
+    def __init__(self, metrics: Metrics, **options: Any) -> None:
+        super().__init__(**options)
+        self._metrics = metrics
+
     async def __call__(  # type: ignore[override]  # as Falcon's own is not that of its WSGI parent
         self,
         scope: dict[str, Any],
@@ -40,7 +46,8 @@ class Facade(falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]):
             await super().__call__(scope, receive, send)
             return
         events = BodyEvents(receive)
-        await super().__call__(scope, events, send)
+        with Exchange(self._metrics, scope, events, send) as exchange:
+            await super().__call__(scope, events, exchange)
         await events.drain()
 
 
@@ -65,6 +72,7 @@ class _Envelope:
         given = req.get_header("X-Request-Id")
         well_formed = given is not None and _REQUEST_ID.fullmatch(given)
         req.context.request_id = given if well_formed else secrets.token_hex(16)
+        Exchange.identify(req)
 
     async def process_response(
         self,
@@ -89,7 +97,7 @@ class _Envelope:
 
 def create_app(client: Caller, settings: Settings) -> Facade:
     """The application around a client, which it starts and closes with the server process."""
-    app = Facade(middleware=[_Lifespan(client), _Envelope()])
+    app = Facade(client.metrics, middleware=[_Lifespan(client), _Envelope()])
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(dumps=orjson.dumps)
     for path, resource in routes(client, settings).items():
         app.add_route(path, resource)

@@ -31,10 +31,11 @@ class BodyEvents:
     Falcon waits for the first part of a body before it looks at the request. Here it is first given
     an empty part, so that a request is refused by its headers before a client that sent
     ``Expect: 100-continue`` is told to go on. And Falcon takes a client that went away for the end
-    of the body; here that raises.
+    of the body; here that raises. ``received`` counts the bytes.
     """
 
     def __init__(self, receive: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
+        self.received = 0
         self._receive = receive
         self._begun = False
         self._more = True
@@ -49,6 +50,7 @@ class BodyEvents:
                 self._more = False
                 raise BodyIncomplete("the body broke off")
             return event
+        self.received += len(event.get("body", b""))
         self._more = event.get("more_body", False)
         return event
 

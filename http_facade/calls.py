@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from http_facade.metrics import Metrics
 from stream_scorer.protocol import Header
 
 
@@ -95,6 +96,10 @@ class Caller(Protocol):
     @property
     def model(self) -> str | None:
         """The last answer's ``model`` header, ``None`` before the first answer."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where the client counts, and the rest of its process too."""
 
     def start(self) -> None:
         """Begin to connect; called on the running event loop, returns at once."""

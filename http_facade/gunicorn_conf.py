@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
+from stream_scorer import logs
 from stream_scorer.config import ConfigError, Settings, load_settings
+
+# By its name, as the library behind that module looks at the environment once, when it is imported.
+_MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def _read_settings() -> Settings:
@@ -29,6 +37,50 @@ def on_starting(_server: object) -> None:
     logging.getLogger("gunicorn.error").propagate = True
 
 
+def when_ready(server: Any) -> None:
+    """Before the first fork: give several processes a folder for what they count."""
+    os.environ.pop(_MULTIPROCESS, None)  # of others: in one process memory is enough
+    if server.num_workers > 1:
+        os.environ[_MULTIPROCESS] = tempfile.mkdtemp(prefix="stream-scorer-", dir=worker_tmp_dir)
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Give a process the lowest free slot, and so the files of the one whose place it takes.
+
+    Counters then go on where that one stopped, and the files stay as few as the processes however
+    often these are replaced.
+    """
+    taken = {other.slot for other in server.WORKERS.values()}
+    worker.slot = next(slot for slot in itertools.count() if slot not in taken)
+
+
+def post_fork(_server: object, worker: Any) -> None:
+    """Have the process count in the files of its slot."""
+    if _MULTIPROCESS in os.environ:
+        from prometheus_client import values
+
+        slotted = values.MultiProcessValue(lambda: worker.slot)  # type: ignore[no-untyped-call]
+        values.ValueClass = slotted
+
+
+def pre_request(_worker: object, _request: object) -> None:
+    """In the place of gunicorn's own, which logs the path as it is, line breaks and all."""
+
+
+def child_exit(_server: object, worker: Any) -> None:
+    """Drop what the gauges of a process that has ended still show."""
+    if _MULTIPROCESS in os.environ:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(worker.slot)  # type: ignore[no-untyped-call]
+
+
+def on_exit(_server: object) -> None:
+    """Remove the folder."""
+    if _MULTIPROCESS in os.environ:
+        shutil.rmtree(os.environ[_MULTIPROCESS], ignore_errors=True)
+
+
 _settings = _read_settings()
 _timeout = math.ceil(_settings.facade.timeout)
 
@@ -47,10 +99,10 @@ keepalive = 5
 # Kafka clients do not survive a fork: each process makes its own.
 preload_app = False
 control_socket_disable = True
-if os.access("/dev/shm", os.W_OK):  # noqa: S108 (memory, so that no slow disk stops the heartbeat)
-    worker_tmp_dir = "/dev/shm"  # noqa: S108
+# Memory, so that no slow disk stops the heartbeat, or a count.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
-logging.basicConfig(level=_settings.logging.level, format=_settings.logging.format, force=True)
+logs.set_up(_settings.logging)
 loglevel = _settings.logging.level.lower()
 errorlog = None
 accesslog = None

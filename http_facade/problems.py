@@ -140,5 +140,6 @@ async def _handle_unexpected(
     error: Exception,
     _params: dict[str, Any],
 ) -> None:
-    _log.error("%s %s failed", req.method, req.path, exc_info=error)
+    extra = {"request_id": req.context.request_id}
+    _log.error("%s %r failed", req.method, req.path, exc_info=error, extra=extra)
     respond(resp, INTERNAL_ERROR, "the request failed inside the service")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from http_facade.calls import Caller
 from http_facade.documentation import Swagger
+from http_facade.exposition import Exposition
 from http_facade.predict import Predict
 from http_facade.predictions import Predictions
 from http_facade.probes import Liveness, Readiness
@@ -21,6 +22,7 @@ def routes(client: Caller, settings: Settings) -> Mapping[str, Resource]:
         "/api/predictions/{id}": Predictions(client),
         "/api/status": ServerStatus(client),
         "/livez": Liveness(client),
+        "/metrics": Exposition(client.metrics),
         "/readyz": Readiness(client, settings.facade.ready_file),
     }
     table["/api/swagger"] = Swagger(table)

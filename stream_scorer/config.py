@@ -100,9 +100,11 @@ class _Section(BaseModel):
 
 
 class Logging(_Section):
-    """What is logged, and how a line looks (``logging.Formatter`` with ``%``)."""
+    """What is logged, and how a line looks (``logging.Formatter`` with ``%``, or JSON)."""
 
     level: str = "INFO"
+    # Its own name is that of a method of pydantic's.
+    as_json: bool = Field(default=False, alias="json")
     format: str = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
     @field_validator("level")
@@ -274,7 +276,7 @@ class Settings(_Section):
 
     def shown(self) -> str:
         """The effective settings as YAML, secrets masked."""
-        tree = self.model_dump(mode="json")
+        tree = self.model_dump(mode="json", by_alias=True)
         tree["kafka"] = {**self.kafka.common, **tree["kafka"]}
         shown: str = yaml.safe_dump(_masked(tree), sort_keys=False)
         return shown
@@ -364,9 +366,12 @@ def _setting(variable: str) -> tuple[list[str], Any]:
         if property_name:
             return [section, client, property_name.replace("_", ".")], str
         return [section, client], dict
-    if not issubclass(field.annotation, BaseModel) or rest not in field.annotation.model_fields:
+    if not issubclass(field.annotation, BaseModel):
         raise ConfigError(f"unknown setting @ {variable}")
-    return [section, rest], field.annotation.model_fields[rest].annotation
+    known = {each.alias or key: each for key, each in field.annotation.model_fields.items()}
+    if rest not in known:
+        raise ConfigError(f"unknown setting @ {variable}")
+    return [section, rest], known[rest].annotation
 
 
 def _value(variable: str, kind: Any, text: str) -> Any:

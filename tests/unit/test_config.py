@@ -29,7 +29,8 @@ DEFAULTS = yaml.safe_load(
     model_uri: null
     packages: []
     model: {allow_pickle: false, trusted_types: []}
-    logging: {level: INFO, format: "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+    logging: {level: INFO, json: false,
+              format: "%(asctime)s %(levelname)s %(name)s: %(message)s"}
     kafka: {bootstrap.servers: "localhost:9092", consumer: {}, producer: {}}
     topics: {requests: score-requests, results: score-results, replies: score-replies,
              dead_letters: score-requests.dlq, reply_allow: [], create: true, partitions: 4,
@@ -137,6 +138,8 @@ def test_settings_cannot_be_changed() -> None:
         ("facade: {timeout: -1}", "@ facade.timeout"),
         ("limits: {payload_bytes: 0}", "@ limits.payload_bytes"),
         ("logging: {level: loud}", "'loud' is not a log level @ logging.level"),
+        ("logging: {json: perhaps}", "@ logging.json"),
+        ("logging: {as_json: true}", "unknown key @ logging.as_json"),
         ("logging: {format: '{message}'}", "@ logging.format"),
         ("logging: {format: '%(nothing)s'}", "@ logging.format"),
         ("logging: {format: '%(message)'}", "@ logging.format"),
@@ -261,6 +264,7 @@ def test_a_file_that_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> Non
         ("SCORER_FACADE_TIMEOUT", "2.5", "facade.timeout", 2.5),
         ("SCORER_FACADE_ASYNC_TIMEOUT", "60", "facade.async_timeout", 60),
         ("SCORER_LOGGING_FORMAT", "[%(asctime)s] x", "logging.format", "[%(asctime)s] x"),
+        ("SCORER_LOGGING_JSON", "true", "logging.as_json", True),
         ("SCORER_HOST", "null", "host", "null"),
         ("SCORER_KAFKA_BOOTSTRAP_SERVERS", "a:1,b:2", "kafka.bootstrap", "a:1,b:2"),
     ],
@@ -325,6 +329,7 @@ def test_a_kafka_property_of_the_environment_is_taken_as_it_stands(password: str
         ("SCORER_NOTHING", "unknown setting @ SCORER_NOTHING"),
         ("SCORER_WORKER_NOTHING", "unknown setting @ SCORER_WORKER_NOTHING"),
         ("SCORER_WORKER_", "unknown setting @ SCORER_WORKER_"),
+        ("SCORER_LOGGING_AS_JSON", "unknown setting @ SCORER_LOGGING_AS_JSON"),
         ("SCORER_KAFKA_", "unknown setting @ SCORER_KAFKA_"),
         ("SCORER_PORT_NUMBER", "unknown setting @ SCORER_PORT_NUMBER"),
         ("SCORER_HOST_NAME", "unknown setting @ SCORER_HOST_NAME"),

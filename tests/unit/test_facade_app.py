@@ -31,6 +31,7 @@ from http_facade.calls import (
     RequestTooLarge,
     UnknownStatus,
 )
+from http_facade.metrics import Metrics
 from http_facade.resources import routes
 from http_facade.swagger import document
 from stream_scorer.config import Settings
@@ -61,6 +62,7 @@ class FakeClient:
     """Where the reply to a request will be that nobody waits for; ``None``: it is there."""
     wait: float | None = None
     asked: list[Place] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=Metrics)
 
     def start(self) -> None:
         self.events.append("start")

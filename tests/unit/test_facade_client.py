@@ -28,6 +28,7 @@ from http_facade.requests import Requests
 from stream_scorer.config import ConfigError, Settings
 from tests.kafka_server import MakeTopics, free_ports
 from tests.unit.test_facade_echo import Asked, EchoWorker, Sent, reply
+from tests.unit.test_facade_metrics import value
 
 PATIENCE = 30.0
 
@@ -537,6 +538,26 @@ async def test_it_refuses_to_work_in_a_forked_child(settings: Settings) -> None:
         client._pid = 1  # what a child would see: the number of another process
         with pytest.raises(RuntimeError, match="fork"):
             await client.call(b"", [], PATIENCE)
+
+
+# ---- metrics ----------------------------------------------------------------------------------
+
+
+async def test_the_gauges_show_who_waits_and_whether_it_is_ready(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("http_facade.client._LOOK_EVERY", 0.01)
+    client = RequestReplyClient(settings)
+    assert value(client.metrics.exposition(), "ready") == 0
+    client.start()
+    try:
+        await until(lambda: value(client.metrics.exposition(), "ready") == 1)
+        call = asyncio.create_task(client.call(b"", [], PATIENCE))
+        await until(lambda: value(client.metrics.exposition(), "pending") == 1)
+        call.cancel()
+        await until(lambda: value(client.metrics.exposition(), "pending") == 0)
+    finally:
+        await client.close()
 
 
 # ---- settings ---------------------------------------------------------------------------------

@@ -19,13 +19,20 @@ shown = {name: value for name, value in vars(conf).items() if name in known and 
 print(json.dumps(shown, default=lambda value: value.__name__))
 """
 
+HOOKS = (
+    *("on_starting", "when_ready", "pre_fork", "post_fork"),
+    *("pre_request", "child_exit", "on_exit"),
+)
 
-def load(conf: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+
+def load(
+    conf: str, folder: Path, *, program: str = SHOW, **environ: str
+) -> subprocess.CompletedProcess[str]:
     file = folder / "conf.yaml"
     file.write_text(conf, encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if "SCORER" not in name}
     return subprocess.run(
-        [sys.executable, "-c", SHOW],
+        [sys.executable, "-c", program],
         env={**inherited, "PYTHONPATH": str(Path.cwd()), "SCORER_CONF": str(file), **environ},
         capture_output=True,
         text=True,
@@ -57,7 +64,7 @@ def test_the_defaults_are_safe(tmp_path: Path) -> None:
         "loglevel": "info",
         "errorlog": None,
         "accesslog": None,
-        "on_starting": "on_starting",
+        **{name: name for name in HOOKS},
     }
 
 
@@ -81,3 +88,11 @@ def test_a_wrong_setting_is_one_line_and_exit_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "@ facade.timeout" in done.stderr
+
+
+def test_it_logs_as_the_settings_say(tmp_path: Path) -> None:
+    program = SHOW + "import logging; logging.getLogger('gunicorn.error').warning('told')"
+    for conf, told in (("logging: {format: '|%(message)s|'}", "|told|"), ("logging: {json: 1}", 0)):
+        done = load(conf, tmp_path, program=program)
+        (line,) = done.stderr.splitlines()
+        assert line == told if told else json.loads(line)["message"] == "told"

@@ -1,0 +1,34 @@
+"""The metrics, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+import falcon.asgi
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from http_facade.metrics import Metrics
+from http_facade.swagger import Operation, Response, problem
+from stream_scorer.protocol import PROBLEM_JSON
+
+_TEXT: Final = "text/plain"
+
+
+class Exposition:
+    """``GET``: the metrics of all processes of this facade, whichever of them answers."""
+
+    operations: ClassVar = (
+        Operation(
+            method="get",
+            description="Metrics in the text format of Prometheus, of all processes together.",
+            produces=(_TEXT, PROBLEM_JSON),
+            responses={200: Response("The metrics.", {"type": "string"}), 500: problem(500)},
+        ),
+    )
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def on_get(self, _req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        resp.content_type = CONTENT_TYPE_LATEST
+        resp.data = self._metrics.exposition()
