@@ -26,7 +26,7 @@ sample:
 
 test: lint ## Format, lint, types and all tests, on a real Kafka where one can be had
 	$(BIN)/pytest
-	@echo "not run here: tests/e2e (make e2e, needs Docker)"
+	@echo "not run here: tests/e2e (make e2e, needs Docker), the long forms (make long)"
 
 check: lint ## The fast part of test: format, lint, types and unit tests
 	$(BIN)/pytest tests/unit
@@ -46,8 +46,7 @@ e2e: $(VENV)/.dev ## Score through docker compose
 faults: $(VENV)/.dev ## Kill and pause workers and brokers, some minutes, and check the checker
 	$(BIN)/pytest -m "chaos and not long" tests/faults
 
-# Under the longest of them, 128,000 calls, a laptop is busy for some ten minutes.
-long: $(VENV)/.dev ## Restarts, kills and mixed-up replies of the facade by the hundred, a quarter of an hour
+long: $(VENV)/.dev ## Kill and restart the facade by the hundred, and mix up its replies: four minutes
 	$(BIN)/pytest -m long tests
 
 soak: $(VENV)/.dev ## Kill workers and the broker for half an hour, and write docs/soak.md

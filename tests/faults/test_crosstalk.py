@@ -24,7 +24,7 @@ TIMEOUT = 1.0
 
 
 @pytest.mark.parametrize(
-    "turns", [20, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+    "turns", [15, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
 def test_every_answer_belongs_to_its_request(
     turns: int, real_kafka: str, topics: MakeTopics, tmp_path: Path
