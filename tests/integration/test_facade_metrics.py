@@ -12,16 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.integration.test_facade_server import (  # noqa: F401  # fixtures among them
-    Server,
-    Start,
-    Work,
-    names,
-    start,
-    until,
-    work,
-)
-from tests.unit.test_facade_echo import Asked, Sent, reply
+from tests.echo_worker import Asked, Sent, reply
+from tests.facade_server import Server, Start, Work, until
 from tests.unit.test_facade_metrics import value
 
 PROCESSES = 3
@@ -77,7 +69,7 @@ def answer(asked: Asked) -> list[Sent]:
     return [usual]
 
 
-def test_whichever_process_answers_tells_of_all(start: Start, work: Work) -> None:  # noqa: F811
+def test_whichever_process_answers_tells_of_all(start: Start, work: Work) -> None:
     worker = work(answer)
     server = start(
         SCORER_FACADE_PROCESSES=str(PROCESSES),
@@ -150,7 +142,7 @@ def test_whichever_process_answers_tells_of_all(start: Start, work: Work) -> Non
     assert not [line for line in lines if line.get("path") in {"/metrics", "/readyz", "/livez"}]
 
 
-def test_the_log_of_one_process_is_text(start: Start, work: Work, tmp_path: Path) -> None:  # noqa: F811
+def test_the_log_of_one_process_is_text(start: Start, work: Work, tmp_path: Path) -> None:
     work()
     server = start(SCORER_LOGGING_LEVEL="DEBUG", SCORER_LOGGING_FORMAT="%(levelname)s %(message)s")
     server.predict(b"x", X_Request_Id="mine")

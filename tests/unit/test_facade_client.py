@@ -26,8 +26,8 @@ from http_facade.client import RequestReplyClient, check_properties
 from http_facade.replies import Replies
 from http_facade.requests import Requests
 from stream_scorer.config import ConfigError, Settings
+from tests.echo_worker import Asked, EchoWorker, Sent, reply
 from tests.kafka_server import MakeTopics, free_ports
-from tests.unit.test_facade_echo import Asked, EchoWorker, Sent, reply
 from tests.unit.test_facade_metrics import value
 
 PATIENCE = 30.0
