@@ -5,7 +5,7 @@ The text of each exception is what the caller reads, so it names nothing interna
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,12 +23,16 @@ class Reply:
     server_timing: str | None = None
 
 
+class Unauthorized(Exception):
+    """The request has no key, or one that is not known."""
+
+
 class NotReady(Exception):
     """No request can be sent: the broker is not there, or the replies are not assigned yet."""
 
 
 class Overloaded(Exception):
-    """As many requests as may wait are waiting, or the producer's queue is full."""
+    """As many requests or bytes as may wait are waiting, or the producer's queue is full."""
 
 
 class RequestTooLarge(Exception):
@@ -79,8 +83,16 @@ class Caller(Protocol):
     async def close(self) -> None:
         """Stop, and fail what still waits."""
 
-    async def call(self, payload: bytes, headers: Sequence[Header], timeout: float) -> Reply:
+    async def call(
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        timeout: float,
+        sent: Callable[[], None] | None = None,
+    ) -> Reply:
         """Send one request and wait for its reply, ``timeout`` seconds at most.
+
+        ``sent`` is called when the payload is no longer held here.
 
         Raises:
             NotReady: nothing was sent.

@@ -142,13 +142,20 @@ class RequestReplyClient:
         """The ``model`` header of the last reply that answered a request."""
         return self._model
 
-    async def call(self, payload: bytes, headers: Sequence[Header], timeout: float) -> Reply:
+    async def call(
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        timeout: float,
+        sent: Callable[[], None] | None = None,
+    ) -> Reply:
         """Send a request and wait for its reply.
 
         Args:
             payload: the record's value.
             headers: headers from the caller, allow-listed; ours are added after them and win.
             timeout: seconds to wait; also the request's deadline.
+            sent: called once the payload is in the producer's queue, which has its own bound.
 
         Raises:
             NotReady: there is no broker, or the replies are not assigned; nothing was sent.
@@ -178,6 +185,8 @@ class RequestReplyClient:
         try:
             self._send(correlation_id, payload, record_headers)
             del payload  # librdkafka has its copy; many large ones may be waiting
+            if sent is not None:
+                sent()
             # PERF: a tenth of the facade's time less than asyncio.timeout().
             timer = self._loop.call_later(timeout, self._expire, correlation_id, timeout)
             try:

@@ -11,6 +11,7 @@ from typing import ClassVar, Final
 import falcon.asgi
 
 from http_facade.body import BodyIncomplete, read_body
+from http_facade.budget import Budget, Share
 from http_facade.calls import Caller, Reply, UnknownStatus
 from http_facade.swagger import JSON, Operation, Response, problem
 from stream_scorer.config import Settings
@@ -69,6 +70,7 @@ class Predict:
             responses={
                 200: Response("Success", {}, headers=("X-Request-Id", "X-Model", "Server-Timing")),
                 400: problem(400, ["X-Model"]),
+                401: problem(401, ["WWW-Authenticate"]),
                 408: problem(408),
                 413: problem(413, ["X-Model"]),
                 415: problem(415, ["X-Model"]),
@@ -83,20 +85,26 @@ class Predict:
         self._client = client
         self._timeout = settings.facade.timeout
         self._limit = settings.limits.payload_bytes
+        # One payload is always taken, however large they may be.
+        self._incoming = Budget(max(settings.facade.max_pending_bytes, self._limit))
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         # The body's own time counts, so that whoever sends it slowly holds nothing for longer.
         deadline = time.monotonic() + self._timeout
-        # Nothing here keeps the payload, which the client lets go of once it is sent.
-        reply = await self._client.call(
-            await self._payload(req), _headers(req), deadline - time.monotonic()
-        )
+        with self._incoming.share() as share:
+            # Nothing here keeps the payload, which the client lets go of once it is sent.
+            reply = await self._client.call(
+                await self._payload(req, share),
+                _headers(req),
+                deadline - time.monotonic(),
+                share.release,
+            )
         _answer(resp, reply)
 
-    async def _payload(self, req: falcon.asgi.Request) -> bytes:
+    async def _payload(self, req: falcon.asgi.Request, share: Share) -> bytes:
         try:
             async with asyncio.timeout(self._timeout):
-                return await read_body(req, self._limit)
+                return await read_body(req, self._limit, share)
         except TimeoutError:
             raise BodyIncomplete(
                 f"the body did not arrive within {self._timeout:.3g} s; nothing was scored"

@@ -20,12 +20,17 @@ print(json.dumps(shown, default=lambda value: value.__name__))
 """
 
 
-def load(conf: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+STARTING = "import http_facade.gunicorn_conf as conf; conf.on_starting(None)"
+
+
+def load(
+    conf: str, folder: Path, script: str = SHOW, **environ: str
+) -> subprocess.CompletedProcess[str]:
     file = folder / "conf.yaml"
     file.write_text(conf, encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if "SCORER" not in name}
     return subprocess.run(
-        [sys.executable, "-c", SHOW],
+        [sys.executable, "-c", script],
         env={**inherited, "PYTHONPATH": str(Path.cwd()), "SCORER_CONF": str(file), **environ},
         capture_output=True,
         text=True,
@@ -47,6 +52,7 @@ def test_the_defaults_are_safe(tmp_path: Path) -> None:
     assert found == {
         "bind": "localhost:5005",
         "workers": 1,
+        "worker_connections": 2000,
         "worker_class": "asgi",
         "asgi_lifespan": "on",
         "timeout": 30,
@@ -58,6 +64,7 @@ def test_the_defaults_are_safe(tmp_path: Path) -> None:
         "errorlog": None,
         "accesslog": None,
         "on_starting": "on_starting",
+        "post_worker_init": "post_worker_init",
     }
 
 
@@ -74,6 +81,33 @@ def test_it_follows_the_conf_file_and_the_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("host", "bind"), [("::1", "[::1]:5005"), ("example", "example:5005")])
 def test_addresses_of_both_kinds(host: str, bind: str, tmp_path: Path) -> None:
     assert loaded(f"host: '{host}'", tmp_path)["bind"] == bind
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [
+        ("0.0.0.0", True),  # noqa: S104
+        ("", True),
+        ("::", True),
+        ("192.0.2.1", True),
+        ("scorer.example", True),
+        ("localhost", False),
+        ("127.0.0.1", False),
+        ("127.3.2.1", False),
+        ("::1", False),
+    ],
+)
+def test_without_keys_only_this_machine_may_come_in_unwarned(
+    host: str, warned: bool, tmp_path: Path
+) -> None:
+    done = load(f"host: '{host}'", tmp_path, STARTING)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("facade.api_keys is not set") == warned
+
+
+def test_with_keys_there_is_no_warning(tmp_path: Path) -> None:
+    conf = "host: 0.0.0.0\nfacade: {api_keys: [a-key-of-many-characters]}"
+    assert load(conf, tmp_path, STARTING).stderr == ""
 
 
 def test_a_wrong_setting_is_one_line_and_exit_2(tmp_path: Path) -> None:
