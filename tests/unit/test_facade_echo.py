@@ -71,7 +71,14 @@ class EchoWorker:
         self.asked: list[Asked] = []
         self._answer = answer
         self._stopping = threading.Event()
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "log_level": 0})
+        self._producer = Producer(
+            {
+                "bootstrap.servers": bootstrap,
+                "linger.ms": 0,
+                "message.max.bytes": 20_000_000,  # what is too large, the topic says
+                "log_level": 0,
+            }
+        )
         self._consumer = Consumer(
             {
                 "bootstrap.servers": bootstrap,
