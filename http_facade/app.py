@@ -14,11 +14,13 @@ import falcon.asgi
 import orjson
 from falcon.media import JSONHandler
 
-from http_facade import problems
+from http_facade import budget, problems
 from http_facade.access import Exchange
 from http_facade.body import BodyEvents
+from http_facade.budget import Outgoing
 from http_facade.calls import Caller
 from http_facade.client import RequestReplyClient
+from http_facade.keys import Keys
 from http_facade.metrics import Metrics
 from http_facade.resources import routes
 from stream_scorer.config import Settings, load_settings
@@ -42,12 +44,23 @@ class Facade(falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]):
         receive: Callable[[], Awaitable[Mapping[str, Any]]],
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
+        if scope["type"] == "websocket":
+            # There is none anywhere, with a key or without.
+            await receive()
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        if scope["method"] == "WEBSOCKET":
+            # Falcon's own name for something else: refused before any middleware has seen it.
+            scope["method"] = "UNKNOWN"
         events = BodyEvents(receive)
         with Exchange(self._metrics, scope, events, send) as exchange:
-            await super().__call__(scope, events, exchange)
+            try:
+                await super().__call__(scope, events, exchange)
+            finally:
+                budget.sent(scope)
         await events.drain()
 
 
@@ -97,7 +110,11 @@ class _Envelope:
 
 def create_app(client: Caller, settings: Settings) -> Facade:
     """The application around a client, which it starts and closes with the server process."""
-    app = Facade(client.metrics, middleware=[_Lifespan(client), _Envelope()])
+    most = max(settings.facade.max_pending_bytes, settings.limits.result_bytes)
+    keys = [key.get_secret_value() for key in settings.facade.api_keys]
+    # Responses go through these from the last to the first.
+    middleware = [_Lifespan(client), _Envelope(), Keys(keys), Outgoing(most)]
+    app = Facade(client.metrics, middleware=middleware)
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(dumps=orjson.dumps)
     for path, resource in routes(client, settings).items():
         app.add_route(path, resource)

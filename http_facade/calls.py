@@ -5,7 +5,7 @@ The text of each exception is what the caller reads, so it names nothing interna
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -42,12 +42,16 @@ class Place(NamedTuple):
         return f"/api/predictions/{self.correlation_id}?{query}"
 
 
+class Unauthorized(Exception):
+    """The request has no key, or one that is not known."""
+
+
 class NotReady(Exception):
     """No request can be sent: the broker is not there, or the replies are not assigned yet."""
 
 
 class Overloaded(Exception):
-    """As many requests as may wait are waiting, or the producer's queue is full."""
+    """As many requests or bytes as may wait are waiting, or the producer's queue is full."""
 
 
 class RequestTooLarge(Exception):
@@ -107,8 +111,16 @@ class Caller(Protocol):
     async def close(self) -> None:
         """Stop, and fail what still waits."""
 
-    async def call(self, payload: bytes, headers: Sequence[Header], timeout: float) -> Reply:
+    async def call(
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        timeout: float,
+        sent: Callable[[], None] | None = None,
+    ) -> Reply:
         """Send one request and wait for its reply, ``timeout`` seconds at most.
+
+        ``sent`` is called when the payload is no longer held here.
 
         Raises:
             NotReady: nothing was sent.
@@ -120,7 +132,12 @@ class Caller(Protocol):
         """
 
     async def submit(
-        self, payload: bytes, headers: Sequence[Header], lifetime: float, wait: float
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        lifetime: float,
+        wait: float,
+        sent: Callable[[], None] | None = None,
     ) -> Reply | Place:
         """Send one request that has ``lifetime`` seconds, and wait for its reply for ``wait``.
 

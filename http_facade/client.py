@@ -144,13 +144,20 @@ class RequestReplyClient:
         """The ``model`` header of the last reply that answered a request."""
         return self._model
 
-    async def call(self, payload: bytes, headers: Sequence[Header], timeout: float) -> Reply:
+    async def call(
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        timeout: float,
+        sent: Callable[[], None] | None = None,
+    ) -> Reply:
         """Send a request and wait for its reply.
 
         Args:
             payload: the record's value.
             headers: headers from the caller, allow-listed; ours are added after them and win.
             timeout: seconds to wait; also the request's deadline.
+            sent: called once the payload is in the producer's queue, which has its own bound.
 
         Raises:
             NotReady: there is no broker, or the replies are not assigned; nothing was sent.
@@ -166,6 +173,8 @@ class RequestReplyClient:
         try:
             self._send(place, payload, headers)
             del payload  # librdkafka has its copy; many large ones may be waiting
+            if sent is not None:
+                sent()
             return await self._reply(place, future, timeout)
         except ReplyTimeout:
             self._counts.timeouts.inc()
@@ -174,7 +183,12 @@ class RequestReplyClient:
             self._end(key)
 
     async def submit(
-        self, payload: bytes, headers: Sequence[Header], lifetime: float, wait: float
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        lifetime: float,
+        wait: float,
+        sent: Callable[[], None] | None = None,
     ) -> Reply | Place:
         """Send a request, see it stored, and wait for its reply for a while.
 
@@ -183,6 +197,7 @@ class RequestReplyClient:
             headers: as in ``call``.
             lifetime: seconds until the request's deadline.
             wait: seconds to wait for the reply once the request is stored; may be 0.
+            sent: as in ``call``.
 
         Returns:
             The reply, or where any process will find it.
@@ -197,6 +212,8 @@ class RequestReplyClient:
         try:
             self._send(place, payload, headers, functools.partial(_set, stored))
             del payload
+            if sent is not None:
+                sent()
             # Refused requests have their exception in `future`.
             await asyncio.wait((stored, future), return_when=asyncio.FIRST_COMPLETED)
             if wait > 0:

@@ -18,7 +18,11 @@ class Swagger:
         Operation(
             method="get",
             description="This document.",
-            responses={200: Response("Success", {"type": "object"}), 500: problem(500)},
+            responses={
+                200: Response("Success", {"type": "object"}),
+                401: problem(401, ["WWW-Authenticate"]),
+                500: problem(500),
+            },
         ),
     )
 
@@ -27,6 +31,8 @@ class Swagger:
 
     async def on_get(self, _req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         resp.media = self._document
+
+    on_head = on_get
 
     @cached_property
     def _document(self) -> dict[str, Any]:

@@ -22,7 +22,11 @@ class Exposition:
             method="get",
             description="Metrics in the text format of Prometheus, of all processes together.",
             produces=(_TEXT, PROBLEM_JSON),
-            responses={200: Response("The metrics.", {"type": "string"}), 500: problem(500)},
+            responses={
+                200: Response("The metrics.", {"type": "string"}),
+                401: problem(401, ["WWW-Authenticate"]),
+                500: problem(500),
+            },
         ),
     )
 
@@ -32,3 +36,5 @@ class Exposition:
     async def on_get(self, _req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         resp.content_type = CONTENT_TYPE_LATEST
         resp.data = self._metrics.exposition()
+
+    on_head = on_get

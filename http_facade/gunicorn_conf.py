@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import logging
 import math
@@ -12,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from http_facade.connections import bound
 from stream_scorer import logs
 from stream_scorer.config import ConfigError, Settings, load_settings
 
@@ -32,9 +34,25 @@ def _bind(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def on_starting(_server: object) -> None:
     """Send gunicorn's own lines where all others go; without a handler they would be dropped."""
     logging.getLogger("gunicorn.error").propagate = True
+    if not (_settings.facade.api_keys or _is_loopback(_settings.host)):
+        logging.getLogger(__name__).warning(
+            "whoever reaches %s can use this service: facade.api_keys is not set", bind
+        )
+
+
+def post_worker_init(worker: Any) -> None:
+    """Bound what connections may take before the process takes any."""
+    bound(worker.loop, worker_connections, _settings.facade.timeout)
 
 
 def when_ready(server: Any) -> None:
@@ -86,6 +104,8 @@ _timeout = math.ceil(_settings.facade.timeout)
 
 bind = _bind(_settings.host, _settings.port)
 workers = _settings.facade.processes
+# Each that waits for an answer has one; the others are idle, send, read, or are refused.
+worker_connections = _settings.facade.max_pending + 1000
 worker_class = "asgi"
 asgi_lifespan = "on"
 

@@ -10,6 +10,7 @@ import falcon.asgi
 
 from http_facade.answers import accept, answer
 from http_facade.body import BodyIncomplete, read_body
+from http_facade.budget import Budget, Share
 from http_facade.calls import Caller, Place
 from http_facade.prefer import applied, preferences
 from http_facade.swagger import JSON, Operation, Response, problem
@@ -87,6 +88,7 @@ class Predict:
                     ),
                 ),
                 400: problem(400, ["X-Model"]),
+                401: problem(401, ["WWW-Authenticate"]),
                 408: problem(408),
                 413: problem(413, ["X-Model"]),
                 415: problem(415, ["X-Model"]),
@@ -102,6 +104,8 @@ class Predict:
         self._timeout = settings.facade.timeout
         self._async_timeout = settings.facade.async_timeout
         self._limit = settings.limits.payload_bytes
+        # One payload is always taken, however large they may be.
+        self._incoming = Budget(max(settings.facade.max_pending_bytes, self._limit))
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         preferred = preferences(req.get_header("Prefer"))
@@ -110,8 +114,14 @@ class Predict:
         if said := applied(preferred, wait):
             resp.set_header("Preference-Applied", said)
         if preferred.respond_async:
-            payload = await self._payload(req, self._timeout)
-            found = await self._client.submit(payload, _headers(req), self._async_timeout, wait)
+            with self._incoming.share() as share:
+                found = await self._client.submit(
+                    await self._payload(req, self._timeout, share),
+                    _headers(req),
+                    self._async_timeout,
+                    wait,
+                    share.release,
+                )
             if isinstance(found, Place):
                 accept(resp, found)
             else:
@@ -119,16 +129,20 @@ class Predict:
             return
         # The body's own time counts, so that whoever sends it slowly holds nothing for longer.
         deadline = time.monotonic() + wait
-        # Nothing here keeps the payload, which the client lets go of once it is sent.
-        reply = await self._client.call(
-            await self._payload(req, wait), _headers(req), deadline - time.monotonic()
-        )
+        with self._incoming.share() as share:
+            # Nothing here keeps the payload, which the client lets go of once it is sent.
+            reply = await self._client.call(
+                await self._payload(req, wait, share),
+                _headers(req),
+                deadline - time.monotonic(),
+                share.release,
+            )
         answer(resp, reply)
 
-    async def _payload(self, req: falcon.asgi.Request, timeout: float) -> bytes:
+    async def _payload(self, req: falcon.asgi.Request, timeout: float, share: Share) -> bytes:
         try:
             async with asyncio.timeout(timeout):
-                return await read_body(req, self._limit)
+                return await read_body(req, self._limit, share)
         except TimeoutError:
             raise BodyIncomplete(
                 f"the body did not arrive within {timeout:.3g} s; nothing was scored"

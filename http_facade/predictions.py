@@ -60,6 +60,7 @@ class Predictions:
                     headers=("X-Request-Id", "Server-Timing", "Location", "Retry-After"),
                 ),
                 400: problem(400, ["X-Model"]),
+                401: problem(401, ["WWW-Authenticate"]),
                 404: problem(404),
                 410: problem(410),
                 413: problem(413, ["X-Model"]),
@@ -80,6 +81,8 @@ class Predictions:
             accept(resp, found)
         else:
             answer(resp, found)
+
+    on_head = on_get
 
 
 def _place(req: falcon.asgi.Request, correlation_id: str) -> Place:

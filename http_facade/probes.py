@@ -34,6 +34,8 @@ class Liveness:
             raise NotReady("a thread of the Kafka clients has ended")
         resp.media = {"status": "alive"}
 
+    on_head = on_get
+
 
 class Readiness:
     """``GET``: whether this process can take requests. Says nothing about workers."""
@@ -61,3 +63,5 @@ class Readiness:
         if self._ready_file is not None and not self._ready_file.exists():
             raise NotReady("what stands behind this service is not ready")
         resp.media = {"status": "ready"}
+
+    on_head = on_get

@@ -130,7 +130,8 @@ class Requests:
 
 def request_properties(settings: Settings) -> dict[str, Any]:
     """The producer's properties."""
-    return producer_properties(settings, linger_ms=_LINGER_MS) | {
+    queue_kbytes = settings.facade.max_pending_bytes // 1024
+    return producer_properties(settings, linger_ms=_LINGER_MS, queue_kbytes=queue_kbytes) | {
         # A repeated request costs a scoring, and its second reply is dropped; a producer without
         # idempotence has no state that only a new one leaves.
         "enable.idempotence": False,

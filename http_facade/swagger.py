@@ -39,6 +39,7 @@ _HEADERS: Final[Mapping[str, str]] = {
     "X-Request-Id": "The request's id: the caller's where it is well formed, else a new one.",
     "X-Model": "The model that answered: `URI; version=N`.",
     "Server-Timing": "Milliseconds in each stage, as `stage;dur=…`.",
+    "WWW-Authenticate": "How to send a key.",
     "Retry-After": "Seconds after which to try again.",
     "Location": "Where to ask for the answer later.",
     "Preference-Applied": "The preferences that were understood.",

@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -61,6 +62,8 @@ _SECRET_KEY: Final = re.compile(
     re.IGNORECASE,
 )
 _TOPIC_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
+_HEADER_TEXT: Final = re.compile(r"[!-~]*")
+_SHORTEST_KEY: Final = 16
 _NOT_SETTINGS: Final = frozenset({"SCORER_CONF", "SCORER_FAILPOINT"})
 
 
@@ -79,8 +82,18 @@ def _topic_pattern(name: str) -> str:
     return name
 
 
+def _api_key(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if len(text) < _SHORTEST_KEY:
+        raise ValueError(f"a key has at least {_SHORTEST_KEY} characters")
+    if not _HEADER_TEXT.fullmatch(text):
+        raise ValueError("a key has only characters from ! to ~, as a header takes them")
+    return key
+
+
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
+ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -232,7 +245,9 @@ class Facade(_Section):
     timeout: Seconds = 10
     async_timeout: Seconds = 3600
     max_pending: Count = 1000
+    max_pending_bytes: Count = 64 * 1024 * 1024
     processes: Count = 1
+    api_keys: tuple[ApiKey, ...] = ()
     ready_file: Path | None = None
 
 

@@ -80,7 +80,10 @@ class EchoWorker:
             "reconnect.backoff.max.ms": 500,
             "log_level": 0,
         }
-        self._producer = Producer(connection | {"linger.ms": 0})
+        self._producer = Producer(
+            # What is too large, the topic says.
+            connection | {"linger.ms": 0, "message.max.bytes": 20_000_000}
+        )
         self._consumer = Consumer(
             connection
             | {

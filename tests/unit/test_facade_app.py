@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from http_facade.calls import (
     ReplyLost,
     ReplyTimeout,
     RequestTooLarge,
+    Unauthorized,
     UnknownStatus,
 )
 from http_facade.metrics import Metrics
@@ -70,7 +71,13 @@ class FakeClient:
     async def close(self) -> None:
         self.events.append("close")
 
-    async def call(self, payload: bytes, headers: Sequence[Header], timeout: float) -> Reply:
+    async def call(
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        timeout: float,
+        sent: Callable[[], None] | None = None,
+    ) -> Reply:
         self.calls.append(Call(payload, dict(headers), timeout))
         assert len({name for name, _ in headers}) == len(headers)
         if isinstance(self.outcome, Exception):
@@ -78,10 +85,15 @@ class FakeClient:
         return self.outcome
 
     async def submit(
-        self, payload: bytes, headers: Sequence[Header], lifetime: float, wait: float
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        lifetime: float,
+        wait: float,
+        sent: Callable[[], None] | None = None,
     ) -> Reply | Place:
         self.wait = wait
-        reply = await self.call(payload, headers, lifetime)
+        reply = await self.call(payload, headers, lifetime, sent)
         return self._found(reply)
 
     async def find(self, place: Place) -> Reply | Place:
@@ -219,6 +231,7 @@ def test_the_timeout_is_that_of_the_settings() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [
+        (Unauthorized("why"), 401, "unauthorized"),
         (NotReady("why"), 503, "not-ready"),
         (Overloaded("why"), 503, "overloaded"),
         (DeliveryFailed("why"), 503, "delivery-failed"),
@@ -606,7 +619,7 @@ def test_swagger_describes_each_method_of_each_route_and_no_other() -> None:
         (path, name.removeprefix("on_"))
         for path, resource in table.items()
         for name in dir(resource)
-        if name.startswith("on_")
+        if name.startswith("on_") and name != "on_head"  # as GET, by HTTP itself
     }
     described = {
         (path, method) for path, operations in swagger()["paths"].items() for method in operations

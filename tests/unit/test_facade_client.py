@@ -24,7 +24,7 @@ from http_facade.calls import (
 )
 from http_facade.client import RequestReplyClient, check_properties
 from http_facade.replies import Replies
-from http_facade.requests import Requests
+from http_facade.requests import Requests, request_properties
 from stream_scorer.config import ConfigError, Settings
 from tests.echo_worker import Asked, EchoWorker, Sent, reply
 from tests.kafka_server import MakeTopics, free_ports
@@ -472,6 +472,21 @@ async def test_a_full_queue_is_an_overload(settings: Settings) -> None:
         assert client.snapshot()["pending"] == 0
 
 
+async def test_a_payload_is_handed_over_once_it_is_queued(settings: Settings) -> None:
+    told: list[int] = []
+    with echo(settings, lambda _asked: []):
+        async with ready_client(settings) as client:
+            call = asyncio.create_task(
+                client.call(b"x", [], PATIENCE, lambda: told.append(len(client._pending)))
+            )
+            await until(lambda: told)
+            assert not call.done()
+            await client.close()
+            with pytest.raises(NotReady):
+                await call
+    assert told == [1]
+
+
 async def test_a_payload_over_the_clients_limit_is_told_apart(settings: Settings) -> None:
     async with ready_client(settings) as client:
         with pytest.raises(RequestTooLarge):
@@ -576,6 +591,19 @@ async def test_a_client_with_such_a_property_does_not_start() -> None:
     client = RequestReplyClient(settings)
     with pytest.raises(ConfigError):
         client.start()
+
+
+@pytest.mark.parametrize(
+    ("pending", "own", "kbytes"),
+    [(200_000_000, {}, 195_312), (1, {}, 2176), (1, {"queue.buffering.max.kbytes": 77}, 77)],
+)
+def test_the_producer_queues_as_much_as_may_be_pending(
+    pending: int, own: dict[str, Any], kbytes: int
+) -> None:
+    settings = Settings.model_validate(
+        {"facade": {"max_pending_bytes": pending}, "kafka": {"producer": own}}
+    )
+    assert request_properties(settings)["queue.buffering.max.kbytes"] == kbytes
 
 
 def test_good_properties_pass() -> None:

@@ -20,9 +20,11 @@ print(json.dumps(shown, default=lambda value: value.__name__))
 """
 
 HOOKS = (
-    *("on_starting", "when_ready", "pre_fork", "post_fork"),
+    *("on_starting", "when_ready", "pre_fork", "post_fork", "post_worker_init"),
     *("pre_request", "child_exit", "on_exit"),
 )
+
+STARTING = "import http_facade.gunicorn_conf as conf; conf.on_starting(None)"
 
 
 def load(
@@ -54,6 +56,7 @@ def test_the_defaults_are_safe(tmp_path: Path) -> None:
     assert found == {
         "bind": "localhost:5005",
         "workers": 1,
+        "worker_connections": 2000,
         "worker_class": "asgi",
         "asgi_lifespan": "on",
         "timeout": 30,
@@ -81,6 +84,33 @@ def test_it_follows_the_conf_file_and_the_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("host", "bind"), [("::1", "[::1]:5005"), ("example", "example:5005")])
 def test_addresses_of_both_kinds(host: str, bind: str, tmp_path: Path) -> None:
     assert loaded(f"host: '{host}'", tmp_path)["bind"] == bind
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [
+        ("0.0.0.0", True),  # noqa: S104
+        ("", True),
+        ("::", True),
+        ("192.0.2.1", True),
+        ("scorer.example", True),
+        ("localhost", False),
+        ("127.0.0.1", False),
+        ("127.3.2.1", False),
+        ("::1", False),
+    ],
+)
+def test_without_keys_only_this_machine_may_come_in_unwarned(
+    host: str, warned: bool, tmp_path: Path
+) -> None:
+    done = load(f"host: '{host}'", tmp_path, program=STARTING)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("facade.api_keys is not set") == warned
+
+
+def test_with_keys_there_is_no_warning(tmp_path: Path) -> None:
+    conf = "host: 0.0.0.0\nfacade: {api_keys: [a-key-of-many-characters]}"
+    assert load(conf, tmp_path, program=STARTING).stderr == ""
 
 
 def test_a_wrong_setting_is_one_line_and_exit_2(tmp_path: Path) -> None:
