@@ -74,7 +74,7 @@ class Replies:
         self._topics: Topics | None = None
         self._logged = -REPEAT_AFTER
         self._stopping = threading.Event()
-        self._consumer = Consumer(reply_properties(settings) | {"error_cb": self._on_error})
+        self._consumer = self._new_consumer()
         self.thread = threading.Thread(target=self._run, name="replies", daemon=True)
 
     def start(self) -> None:
@@ -97,9 +97,17 @@ class Replies:
                 except (BrokerUnreachable, TopicError, KafkaException) as error:
                     self._away(error)
                     self._stopping.wait(_PAUSE)
+                    # A broker that comes back from a hang says for a moment that its cluster has
+                    # no brokers. A client that hears so drops its only one, and never finds it
+                    # again (librdkafka 2.16); a new one does, and goes on where this one was.
+                    self._consumer.close()
+                    self._consumer = self._new_consumer()
         finally:
             self._assigned = False
             self._consumer.close()
+
+    def _new_consumer(self) -> Consumer:
+        return Consumer(reply_properties(self._settings) | {"error_cb": self._on_error})
 
     def _connect(self) -> None:
         topics = self._topics = self._topics or Topics(self._settings)
