@@ -87,6 +87,7 @@ class RequestReplyClient:
         self._ended: OrderedDict[bytes, bool] = OrderedDict()  # by id, whether it was answered
         self._counts = Counts()
         self._model: str | None = None
+        self._accepts: str | None = None
         self._pid: int | None = None
         self._loop: asyncio.AbstractEventLoop
         self._requests: Requests
@@ -141,6 +142,11 @@ class RequestReplyClient:
     def model(self) -> str | None:
         """The ``model`` header of the last reply that answered a request."""
         return self._model
+
+    @property
+    def accepts(self) -> str | None:
+        """The ``accepts`` header of the last reply that answered a request."""
+        return self._accepts
 
     async def call(self, payload: bytes, headers: Sequence[Header], timeout: float) -> Reply:
         """Send a request and wait for its reply.
@@ -240,6 +246,7 @@ class RequestReplyClient:
                 future.set_result(reply)
                 self._counts.replies += 1
                 self._model = reply.model or self._model
+                self._accepts = reply.accepts or self._accepts
                 continue
             answered = self._ended.get(correlation_id)
             if future is not None:

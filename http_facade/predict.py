@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Mapping
 from typing import ClassVar, Final
@@ -11,17 +10,15 @@ from typing import ClassVar, Final
 import falcon.asgi
 
 from http_facade.body import BodyIncomplete, read_body
-from http_facade.calls import Caller, Reply, UnknownStatus
-from http_facade.swagger import JSON, Operation, Response, problem
+from http_facade.calls import Caller, Reply, UnknownStatus, header_text
+from http_facade.operations import JSON, OCTET_STREAM, Operation, Parameter, Response, problem
 from stream_scorer.config import Settings
-from stream_scorer.protocol import ACCEPT, CONTENT_TYPE, PROBLEM_JSON, Header, Status
+from stream_scorer.protocol import ACCEPT, CONTENT_TYPE, Header, Status
 
 _PASSED: Final = (CONTENT_TYPE, ACCEPT, "traceparent", "tracestate")
 """Request headers that reach Kafka, beside the request id; no other does."""
 
 _STATUSES: Final[Mapping[str | None, Status]] = {status.value: status for status in Status}
-_OCTET_STREAM: Final = "application/octet-stream"
-_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
 class Predict:
@@ -30,44 +27,28 @@ class Predict:
     operations: ClassVar = (
         Operation(
             method="post",
+            summary="Score a payload",
             description="Endpoint for scoring.",
-            # The plugin behind the topic decides; the facade takes and gives any type.
-            consumes=(JSON, _OCTET_STREAM, "*/*"),
-            produces=(JSON, PROBLEM_JSON, "*/*"),
+            payload="What the model is to score, as the plugin takes it; its type goes in "
+            "Content-Type, the type wanted back in Accept.",
             parameters=(
-                {
-                    "name": "payload",
-                    "in": "body",
-                    "description": "What the model is to score, as the plugin takes it; its type "
-                    "goes in Content-Type, the type wanted back in Accept.",
-                    "required": True,
-                    "schema": {"type": "string", "format": "binary"},
-                },
-                {
-                    "name": "X-Request-Id",
-                    "in": "header",
-                    "description": "An id of the caller's own, to find the request in logs by.",
-                    "type": "string",
-                    "pattern": "^[A-Za-z0-9._-]{1,64}$",
-                    "required": False,
-                },
-                {
-                    "name": "traceparent",
-                    "in": "header",
-                    "description": "W3C trace context, passed on to the worker.",
-                    "type": "string",
-                    "required": False,
-                },
-                {
-                    "name": "tracestate",
-                    "in": "header",
-                    "description": "W3C trace context, passed on to the worker.",
-                    "type": "string",
-                    "required": False,
-                },
+                Parameter(
+                    "X-Request-Id",
+                    "header",
+                    "An id of the caller's own, to find the request in logs by.",
+                    {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+                ),
+                Parameter("traceparent", "header", "W3C trace context, passed on to the worker."),
+                Parameter("tracestate", "header", "W3C trace context, passed on to the worker."),
             ),
             responses={
-                200: Response("Success", {}, headers=("X-Request-Id", "X-Model", "Server-Timing")),
+                # The plugin decides what it answers in; the facade takes and gives any type.
+                200: Response(
+                    "Success",
+                    {},
+                    headers=("X-Request-Id", "X-Model", "Server-Timing"),
+                    types=(JSON, "*/*"),
+                ),
                 400: problem(400, ["X-Model"]),
                 408: problem(408),
                 413: problem(413, ["X-Model"]),
@@ -117,13 +98,8 @@ def _answer(resp: falcon.asgi.Response, reply: Reply) -> None:
         raise UnknownStatus(f"the worker's answer has the status {reply.status!r}")
     resp.status = status.http
     resp.data = reply.body
-    resp.content_type = _header_text(reply.content_type or _OCTET_STREAM)
+    resp.content_type = header_text(reply.content_type or OCTET_STREAM)
     if reply.model is not None:
-        resp.set_header("X-Model", _header_text(reply.model))
+        resp.set_header("X-Model", header_text(reply.model))
     if reply.server_timing is not None:
-        resp.set_header("Server-Timing", _header_text(reply.server_timing))
-
-
-def _header_text(text: str) -> str:
-    # Whoever may write replies may not write header lines.
-    return _UNPRINTABLE.sub("?", text)
+        resp.set_header("Server-Timing", header_text(reply.server_timing))

@@ -11,7 +11,8 @@ from typing import ClassVar
 import falcon.asgi
 
 from http_facade.calls import Caller
-from http_facade.swagger import Operation, Response, problem
+from http_facade.known import known
+from http_facade.operations import Operation, Response, problem
 
 
 class ServerStatus:
@@ -20,6 +21,7 @@ class ServerStatus:
     operations: ClassVar = (
         Operation(
             method="get",
+            summary="State of the process",
             description="The state of the process that answers, of its Kafka clients, and the "
             "model that answered last.",
             responses={
@@ -48,7 +50,10 @@ class ServerStatus:
                             "kafka": {"type": "object"},
                             "model": {
                                 "type": "object",
-                                "properties": {"name": {"type": "string"}},
+                                "properties": {
+                                    "name": {"type": "string"},
+                                    "accepts": {"type": "string"},
+                                },
                             },
                         },
                     },
@@ -62,6 +67,7 @@ class ServerStatus:
         self._client = client
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        found = known(self._client)
         resp.media = {
             "system": {
                 "pid": os.getpid(),
@@ -77,5 +83,5 @@ class ServerStatus:
                 ),
             },
             "kafka": self._client.snapshot(),
-            "model": {"name": self._client.model or "not known yet"},
+            "model": {"name": found.model, "accepts": found.accepts},
         }

@@ -61,6 +61,7 @@ _SECRET_KEY: Final = re.compile(
     re.IGNORECASE,
 )
 _TOPIC_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
+_MEDIA_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
 _NOT_SETTINGS: Final = frozenset({"SCORER_CONF", "SCORER_FAILPOINT"})
 
 
@@ -231,6 +232,15 @@ class Facade(_Section):
     max_pending: Count = 1000
     processes: Count = 1
     ready_file: Path | None = None
+    examples: dict[str, str] = {}
+
+    @field_validator("examples")
+    @classmethod
+    def _media_types(cls, examples: dict[str, str]) -> dict[str, str]:
+        for name in examples:
+            if not _MEDIA_TYPE.fullmatch(name):
+                raise ValueError(f"{name!r} is not a media type")
+        return examples
 
 
 class Limits(_Section):

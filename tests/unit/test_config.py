@@ -37,7 +37,7 @@ DEFAULTS = yaml.safe_load(
     worker: {group: stream-scorer, delivery: at_least_once, processes: 1, instance_id: null,
              max_turn: 4096, max_turn_bytes: 16777216, max_batch_size: 512, drain_timeout: 8,
              startup_timeout: 60, metrics_port: 0}
-    facade: {timeout: 10, max_pending: 1000, processes: 1}
+    facade: {timeout: 10, max_pending: 1000, processes: 1, examples: {}}
     limits: {payload_bytes: 900000, result_bytes: 900000, image_pixels: 25000000}
     """
 )
@@ -135,6 +135,10 @@ def test_settings_cannot_be_changed() -> None:
         ("worker: {drain_timeout: .inf}", "@ worker.drain_timeout"),
         ("worker: {startup_timeout: .nan}", "@ worker.startup_timeout"),
         ("facade: {timeout: -1}", "@ facade.timeout"),
+        ("facade: {examples: [a]}", "@ facade.examples"),
+        ("facade: {examples: {a/b: 1}}", "@ facade.examples.a/b"),
+        ("facade: {examples: {json: a}}", "'json' is not a media type @ facade.examples"),
+        ("facade: {examples: {image/*: a}}", "'image/*' is not a media type @ facade.examples"),
         ("limits: {payload_bytes: 0}", "@ limits.payload_bytes"),
         ("logging: {level: loud}", "'loud' is not a log level @ logging.level"),
         ("logging: {format: '{message}'}", "@ logging.format"),
@@ -259,6 +263,7 @@ def test_a_file_that_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> Non
         ("SCORER_TOPICS_DEAD_LETTERS", "dlq", "topics.dead_letters", "dlq"),
         ("SCORER_TOPICS_CREATE", "false", "topics.create", False),
         ("SCORER_FACADE_TIMEOUT", "2.5", "facade.timeout", 2.5),
+        ("SCORER_FACADE_EXAMPLES", "{text/csv: a.csv}", "facade.examples", {"text/csv": "a.csv"}),
         ("SCORER_LOGGING_FORMAT", "[%(asctime)s] x", "logging.format", "[%(asctime)s] x"),
         ("SCORER_HOST", "null", "host", "null"),
         ("SCORER_KAFKA_BOOTSTRAP_SERVERS", "a:1,b:2", "kafka.bootstrap", "a:1,b:2"),
