@@ -100,7 +100,7 @@ class _Envelope:
             {
                 "Server-Timing": f"{stages}, {total}" if stages else total,
                 "X-Request-Id": req.context.request_id,
-                "Cache-Control": "no-store",
+                "Cache-Control": resp.get_header("Cache-Control") or "no-store",
                 "X-Content-Type-Options": "nosniff",
                 # Without one the server would name itself and its software.
                 "Server": "facade",
@@ -109,7 +109,11 @@ class _Envelope:
 
 
 def create_app(client: Caller, settings: Settings) -> Facade:
-    """The application around a client, which it starts and closes with the server process."""
+    """The application around a client, which it starts and closes with the server process.
+
+    Raises:
+        SetupError: a file that the documentation is made of cannot be used.
+    """
     most = max(settings.facade.max_pending_bytes, settings.limits.result_bytes)
     keys = [key.get_secret_value() for key in settings.facade.api_keys]
     # Responses go through these from the last to the first.
@@ -126,7 +130,7 @@ def get_app() -> Facade:
     """The application as the server makes it: settings from ``SCORER_CONF`` and the environment.
 
     Raises:
-        ConfigError: the settings are wrong.
+        SetupError: the settings are wrong, or name a file that cannot be used.
     """
     conf = os.environ.get(CONF_VARIABLE)
     settings = load_settings(Path(conf) if conf else None, os.environ)

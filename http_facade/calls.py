@@ -5,12 +5,21 @@ The text of each exception is what the caller reads, so it names nothing interna
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from http_facade.metrics import Metrics
 from stream_scorer.protocol import Header
+
+_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
+_MOST_CHARACTERS: Final = 1024
+
+
+def header_text(text: str) -> str:
+    """A reply's header as it may be passed on: whoever may write replies may write anything."""
+    return _UNPRINTABLE.sub("?", text[:_MOST_CHARACTERS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +31,7 @@ class Reply:
     content_type: str | None = None
     model: str | None = None
     server_timing: str | None = None
+    accepts: str | None = None
 
 
 class Place(NamedTuple):
@@ -100,6 +110,10 @@ class Caller(Protocol):
     @property
     def model(self) -> str | None:
         """The last answer's ``model`` header, ``None`` before the first answer."""
+
+    @property
+    def accepts(self) -> str | None:
+        """The last answer's ``accepts`` header, ``None`` before the first answer."""
 
     @property
     def metrics(self) -> Metrics:

@@ -79,6 +79,7 @@ class RequestReplyClient:
         self.metrics = Metrics()
         self._counts = self.metrics.counts
         self._model: str | None = None
+        self._accepts: str | None = None
         self._pid: int | None = None
         self._loop: asyncio.AbstractEventLoop
         self._next_look: asyncio.TimerHandle
@@ -143,6 +144,11 @@ class RequestReplyClient:
     def model(self) -> str | None:
         """The ``model`` header of the last reply that answered a request."""
         return self._model
+
+    @property
+    def accepts(self) -> str | None:
+        """The ``accepts`` header of the last reply that answered a request."""
+        return self._accepts
 
     async def call(
         self,
@@ -323,6 +329,7 @@ class RequestReplyClient:
                 future.set_result(reply)
                 self._counts.replies.inc()
                 self._model = reply.model or self._model
+                self._accepts = reply.accepts or self._accepts
                 continue
             answered = self._ended.get(correlation_id)
             if future is not None:

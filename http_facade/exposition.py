@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import falcon.asgi
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from http_facade.metrics import Metrics
-from http_facade.swagger import Operation, Response, problem
-from stream_scorer.protocol import PROBLEM_JSON
-
-_TEXT: Final = "text/plain"
+from http_facade.operations import TEXT, Operation, Response, problem
 
 
 class Exposition:
@@ -20,11 +17,10 @@ class Exposition:
     operations: ClassVar = (
         Operation(
             method="get",
+            summary="Metrics",
             description="Metrics in the text format of Prometheus, of all processes together.",
-            produces=(_TEXT, PROBLEM_JSON),
             responses={
-                200: Response("The metrics.", {"type": "string"}),
-                401: problem(401, ["WWW-Authenticate"]),
+                200: Response("The metrics.", TEXT, types=("text/plain",)),
                 500: problem(500),
             },
         ),

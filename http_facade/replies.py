@@ -16,7 +16,14 @@ from stream_scorer.config import Settings
 from stream_scorer.kafka.clients import REPEAT_AFTER, consumer_properties
 from stream_scorer.kafka.messages import UnreadableHeaders, read_headers
 from stream_scorer.kafka.topics import BrokerUnreachable, TopicError, Topics
-from stream_scorer.protocol import CONTENT_TYPE, CORRELATION_ID, MODEL, SERVER_TIMING, STATUS
+from stream_scorer.protocol import (
+    ACCEPTS,
+    CONTENT_TYPE,
+    CORRELATION_ID,
+    MODEL,
+    SERVER_TIMING,
+    STATUS,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -240,6 +247,7 @@ def reply(body: bytes | None, values: Mapping[str, bytes]) -> Reply:
         content_type=text(CONTENT_TYPE),
         model=text(MODEL),
         server_timing=text(SERVER_TIMING),
+        accepts=text(ACCEPTS),
     )
 
 

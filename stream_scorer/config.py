@@ -64,6 +64,7 @@ _SECRET_KEY: Final = re.compile(
 _TOPIC_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
 _HEADER_TEXT: Final = re.compile(r"[!-~]*")
 _SHORTEST_KEY: Final = 16
+_MEDIA_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
 _NOT_SETTINGS: Final = frozenset({"SCORER_CONF", "SCORER_FAILPOINT"})
 
 
@@ -249,6 +250,15 @@ class Facade(_Section):
     processes: Count = 1
     api_keys: tuple[ApiKey, ...] = ()
     ready_file: Path | None = None
+    examples: dict[str, str] = {}
+
+    @field_validator("examples")
+    @classmethod
+    def _media_types(cls, examples: dict[str, str]) -> dict[str, str]:
+        for name in examples:
+            if not _MEDIA_TYPE.fullmatch(name):
+                raise ValueError(f"{name!r} is not a media type")
+        return examples
 
 
 class Limits(_Section):

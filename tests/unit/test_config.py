@@ -39,7 +39,7 @@ DEFAULTS = yaml.safe_load(
              max_turn: 4096, max_turn_bytes: 16777216, max_batch_size: 512, drain_timeout: 8,
              startup_timeout: 60, metrics_port: 0}
     facade: {timeout: 10, async_timeout: 3600, max_pending: 1000, max_pending_bytes: 67108864,
-             processes: 1, api_keys: []}
+             processes: 1, api_keys: [], examples: {}}
     limits: {payload_bytes: 900000, result_bytes: 900000, image_pixels: 25000000}
     """
 )
@@ -139,6 +139,10 @@ def test_settings_cannot_be_changed() -> None:
         ("facade: {timeout: -1}", "@ facade.timeout"),
         ("facade: {max_pending_bytes: 0}", "@ facade.max_pending_bytes"),
         ("facade: {api_keys: one-key-of-many-characters}", "must be a list @ facade.api_keys"),
+        ("facade: {examples: [a]}", "@ facade.examples"),
+        ("facade: {examples: {a/b: 1}}", "@ facade.examples.a/b"),
+        ("facade: {examples: {json: a}}", "'json' is not a media type @ facade.examples"),
+        ("facade: {examples: {image/*: a}}", "'image/*' is not a media type @ facade.examples"),
         ("limits: {payload_bytes: 0}", "@ limits.payload_bytes"),
         ("logging: {level: loud}", "'loud' is not a log level @ logging.level"),
         ("logging: {json: perhaps}", "@ logging.json"),
@@ -267,6 +271,7 @@ def test_a_file_that_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> Non
         ("SCORER_FACADE_TIMEOUT", "2.5", "facade.timeout", 2.5),
         ("SCORER_FACADE_ASYNC_TIMEOUT", "60", "facade.async_timeout", 60),
         ("SCORER_FACADE_MAX_PENDING_BYTES", "1", "facade.max_pending_bytes", 1),
+        ("SCORER_FACADE_EXAMPLES", "{text/csv: a.csv}", "facade.examples", {"text/csv": "a.csv"}),
         ("SCORER_LOGGING_FORMAT", "[%(asctime)s] x", "logging.format", "[%(asctime)s] x"),
         ("SCORER_LOGGING_JSON", "true", "logging.as_json", True),
         ("SCORER_HOST", "null", "host", "null"),

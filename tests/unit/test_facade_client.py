@@ -166,15 +166,22 @@ async def test_two_processes_on_one_partition_skip_each_others_replies(settings:
             assert "orphan" not in counts(other)
 
 
-async def test_the_model_is_that_of_the_last_answer(settings: Settings) -> None:
-    names = iter([b"first; version=1", b"second; version=2"])
-    with echo(settings, lambda asked: [reply(asked, model=next(names))]):
+async def test_the_model_and_its_types_are_those_of_the_last_answer(settings: Settings) -> None:
+    told = iter(
+        [
+            {"model": b"first; version=1", "accepts": b"text/csv"},
+            {"model": b"second; version=2", "accepts": b"a/b, c/d"},
+            {"model": b"second; version=2"},  # a worker of an older version
+        ]
+    )
+    with echo(settings, lambda asked: [reply(asked, **next(told))]):
         async with ready_client(settings) as client:
-            assert client.model is None
-            await client.call(b"", [], PATIENCE)
-            assert client.model == "first; version=1"
-            await client.call(b"", [], PATIENCE)
-            assert client.model == "second; version=2"
+            assert (client.model, client.accepts) == (None, None)
+            assert (await client.call(b"", [], PATIENCE)).accepts == "text/csv"
+            assert (client.model, client.accepts) == ("first; version=1", "text/csv")
+            for _ in range(2):
+                await client.call(b"", [], PATIENCE)
+                assert (client.model, client.accepts) == ("second; version=2", "a/b, c/d")
 
 
 # ---- replies that answer nobody ---------------------------------------------------------------

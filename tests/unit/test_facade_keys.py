@@ -191,13 +191,19 @@ def test_the_status_tells_strangers_no_pid_path_version_or_address() -> None:
     told = status({})
     assert told.keys() == {"system", "kafka", "model"}
     assert told["system"].keys() == {"request", "current_logging_level"}
-    assert (told["kafka"], told["model"]) == ({"ready": True}, {})
+    assert (told["kafka"], told["model"]) == (
+        {"ready": True},
+        {"accepts": "not known yet"},
+    )
 
 
 def test_the_status_tells_all_to_others() -> None:
     whole = status({}, keys=False)
     assert {"pid", "current_dir", "python.version"} <= whole["system"].keys()
-    assert (whole["kafka"], whole["model"]) == (KAFKA, {"name": "file:/srv/model; version=3"})
+    assert (whole["kafka"], whole["model"]) == (
+        KAFKA,
+        {"name": "file:/srv/model; version=3", "accepts": "not known yet"},
+    )
     assert status(bearer(NEW)) == status(basic(OLD)) == whole
 
 
