@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help run sample test check lint format lock e2e faults soak bench clean
+.PHONY: help run sample test check lint format lock e2e faults long soak bench clean
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -26,7 +26,7 @@ sample:
 
 test: lint ## Format, lint, types and all tests, on a real Kafka where one can be had
 	$(BIN)/pytest
-	@echo "not run here: tests/e2e (make e2e, needs Docker)"
+	@echo "not run here: tests/e2e (make e2e, needs Docker), the long forms (make long)"
 
 check: lint ## The fast part of test: format, lint, types and unit tests
 	$(BIN)/pytest tests/unit
@@ -44,7 +44,10 @@ e2e: $(VENV)/.dev ## Score through docker compose
 	$(BIN)/pytest -m e2e tests/e2e
 
 faults: $(VENV)/.dev ## Kill and pause workers and brokers, some minutes, and check the checker
-	$(BIN)/pytest -m chaos tests/faults
+	$(BIN)/pytest -m "chaos and not long" tests/faults
+
+long: $(VENV)/.dev ## Kill and restart the facade by the hundred, and mix up its replies: four minutes
+	$(BIN)/pytest -m long tests
 
 soak: $(VENV)/.dev ## Kill workers and the broker for half an hour, and write docs/soak.md
 	$(BIN)/python -m tests.faults.soak docs/soak.md

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 
 import falcon.asgi
 
-from http_facade.calls import Place, Reply, UnknownStatus
+from http_facade.calls import Place, Reply, UnknownStatus, header_text
+from http_facade.operations import OCTET_STREAM
 from stream_scorer.protocol import Status
 
 _STATUSES: Final[Mapping[str | None, Status]] = {status.value: status for status in Status}
-_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
+
+PENDING: Final[Mapping[str, object]] = {
+    "type": "object",
+    "required": ["status", "location"],
+    "properties": {
+        "status": {"type": "string", "enum": ["pending"]},
+        "location": {"type": "string"},
+    },
+}
+"""The schema of the body of a 202."""
 
 _RETRY_AFTER: Final = "1"
 """Seconds after which to ask for a prediction."""
@@ -29,11 +38,11 @@ def answer(resp: falcon.asgi.Response, reply: Reply) -> None:
         raise UnknownStatus(f"the worker's answer has the status {reply.status!r}")
     resp.status = status.http
     resp.data = reply.body
-    resp.content_type = _header_text(reply.content_type or "application/octet-stream")
+    resp.content_type = header_text(reply.content_type or OCTET_STREAM)
     if reply.model is not None:
-        resp.set_header("X-Model", _header_text(reply.model))
+        resp.set_header("X-Model", header_text(reply.model))
     if reply.server_timing is not None:
-        resp.set_header("Server-Timing", _header_text(reply.server_timing))
+        resp.set_header("Server-Timing", header_text(reply.server_timing))
 
 
 def accept(resp: falcon.asgi.Response, place: Place) -> None:
@@ -41,8 +50,3 @@ def accept(resp: falcon.asgi.Response, place: Place) -> None:
     resp.status = falcon.HTTP_202
     resp.media = {"status": "pending", "location": place.uri}
     resp.set_headers({"Location": place.uri, "Retry-After": _RETRY_AFTER})
-
-
-def _header_text(text: str) -> str:
-    # Whoever may write replies may not write header lines.
-    return _UNPRINTABLE.sub("?", text)

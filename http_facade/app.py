@@ -14,10 +14,14 @@ import falcon.asgi
 import orjson
 from falcon.media import JSONHandler
 
-from http_facade import problems
+from http_facade import budget, problems
+from http_facade.access import Exchange
 from http_facade.body import BodyEvents
+from http_facade.budget import Outgoing
 from http_facade.calls import Caller
 from http_facade.client import RequestReplyClient
+from http_facade.keys import Keys
+from http_facade.metrics import Metrics
 from http_facade.resources import routes
 from stream_scorer.config import Settings, load_settings
 
@@ -30,17 +34,33 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Facade(falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]):
     """A Falcon app that looks at a request before its body is there, and takes the body's rest."""
 
+    def __init__(self, metrics: Metrics, **options: Any) -> None:
+        super().__init__(**options)
+        self._metrics = metrics
+
     async def __call__(  # type: ignore[override]  # as Falcon's own is not that of its WSGI parent
         self,
         scope: dict[str, Any],
         receive: Callable[[], Awaitable[Mapping[str, Any]]],
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
+        if scope["type"] == "websocket":
+            # There is none anywhere, with a key or without.
+            await receive()
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        if scope["method"] == "WEBSOCKET":
+            # Falcon's own name for something else: refused before any middleware has seen it.
+            scope["method"] = "UNKNOWN"
         events = BodyEvents(receive)
-        await super().__call__(scope, events, send)
+        with Exchange(self._metrics, scope, events, send) as exchange:
+            try:
+                await super().__call__(scope, events, exchange)
+            finally:
+                budget.sent(scope)
         await events.drain()
 
 
@@ -65,6 +85,7 @@ class _Envelope:
         given = req.get_header("X-Request-Id")
         well_formed = given is not None and _REQUEST_ID.fullmatch(given)
         req.context.request_id = given if well_formed else secrets.token_hex(16)
+        Exchange.identify(req)
 
     async def process_response(
         self,
@@ -79,7 +100,7 @@ class _Envelope:
             {
                 "Server-Timing": f"{stages}, {total}" if stages else total,
                 "X-Request-Id": req.context.request_id,
-                "Cache-Control": "no-store",
+                "Cache-Control": resp.get_header("Cache-Control") or "no-store",
                 "X-Content-Type-Options": "nosniff",
                 # Without one the server would name itself and its software.
                 "Server": "facade",
@@ -88,8 +109,16 @@ class _Envelope:
 
 
 def create_app(client: Caller, settings: Settings) -> Facade:
-    """The application around a client, which it starts and closes with the server process."""
-    app = Facade(middleware=[_Lifespan(client), _Envelope()])
+    """The application around a client, which it starts and closes with the server process.
+
+    Raises:
+        SetupError: a file that the documentation is made of cannot be used.
+    """
+    most = max(settings.facade.max_pending_bytes, settings.limits.result_bytes)
+    keys = [key.get_secret_value() for key in settings.facade.api_keys]
+    # Responses go through these from the last to the first.
+    middleware = [_Lifespan(client), _Envelope(), Keys(keys), Outgoing(most)]
+    app = Facade(client.metrics, middleware=middleware)
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(dumps=orjson.dumps)
     for path, resource in routes(client, settings).items():
         app.add_route(path, resource)
@@ -101,7 +130,7 @@ def get_app() -> Facade:
     """The application as the server makes it: settings from ``SCORER_CONF`` and the environment.
 
     Raises:
-        ConfigError: the settings are wrong.
+        SetupError: the settings are wrong, or name a file that cannot be used.
     """
     conf = os.environ.get(CONF_VARIABLE)
     settings = load_settings(Path(conf) if conf else None, os.environ)

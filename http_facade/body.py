@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import falcon.asgi
 
+from http_facade.budget import Share
+
 _DRAIN_BYTES: Final = 8 * 1024 * 1024
 _DRAIN_SECONDS: Final = 2.0
 
@@ -31,10 +33,11 @@ class BodyEvents:
     Falcon waits for the first part of a body before it looks at the request. Here it is first given
     an empty part, so that a request is refused by its headers before a client that sent
     ``Expect: 100-continue`` is told to go on. And Falcon takes a client that went away for the end
-    of the body; here that raises.
+    of the body; here that raises. ``received`` counts the bytes.
     """
 
     def __init__(self, receive: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
+        self.received = 0
         self._receive = receive
         self._begun = False
         self._more = True
@@ -49,6 +52,7 @@ class BodyEvents:
                 self._more = False
                 raise BodyIncomplete("the body broke off")
             return event
+        self.received += len(event.get("body", b""))
         self._more = event.get("more_body", False)
         return event
 
@@ -67,17 +71,25 @@ class BodyEvents:
                     dropped += len((await self()).get("body", b""))
 
 
-async def read_body(req: falcon.asgi.Request, limit: int) -> bytes:
-    """Read a body of at most ``limit`` bytes.
+async def read_body(req: falcon.asgi.Request, limit: int, share: Share) -> bytes:
+    """Read a body of at most ``limit`` bytes, which ``share`` then holds.
+
+    They count as they arrive, so that whoever sends slowly, or only says that much will come,
+    takes no room from others.
 
     Raises:
         EncodingNotSupported: it has a content encoding.
         PayloadTooLarge: it is larger; told from ``Content-Length`` before anything is read.
         BodyIncomplete: the client went away.
+        Overloaded: too many bytes are in hand.
     """
     encoding = req.get_header("Content-Encoding")
     if encoding is not None and encoding.strip().lower() not in {"", "identity"}:
         raise EncodingNotSupported("send the payload without Content-Encoding")
+    codings = req.get_header("Transfer-Encoding", default="").lower().split(",")
+    if not {coding.strip() for coding in codings} <= {"", "identity", "chunked"}:
+        # The server takes `gzip, chunked` too, and undoes only the chunks.
+        raise EncodingNotSupported("send the payload in no transfer coding but chunked")
     length = req.content_length
     if length is not None and length > limit:
         raise PayloadTooLarge(f"the payload has {length} bytes; at most {limit} are taken")
@@ -87,5 +99,6 @@ async def read_body(req: falcon.asgi.Request, limit: int) -> bytes:
         size += len(part)
         if size > limit:
             raise PayloadTooLarge(f"the payload has more than the {limit} bytes that are taken")
+        share.add(len(part))
         parts.append(part)
     return b"".join(parts)

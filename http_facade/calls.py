@@ -5,11 +5,21 @@ The text of each exception is what the caller reads, so it names nothing interna
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from http_facade.metrics import Metrics
 from stream_scorer.protocol import Header
+
+_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
+_MOST_CHARACTERS: Final = 1024
+
+
+def header_text(text: str) -> str:
+    """A reply's header as it may be passed on: whoever may write replies may write anything."""
+    return _UNPRINTABLE.sub("?", text[:_MOST_CHARACTERS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +31,7 @@ class Reply:
     content_type: str | None = None
     model: str | None = None
     server_timing: str | None = None
+    accepts: str | None = None
 
 
 class Place(NamedTuple):
@@ -41,12 +52,16 @@ class Place(NamedTuple):
         return f"/api/predictions/{self.correlation_id}?{query}"
 
 
+class Unauthorized(Exception):
+    """The request has no key, or one that is not known."""
+
+
 class NotReady(Exception):
     """No request can be sent: the broker is not there, or the replies are not assigned yet."""
 
 
 class Overloaded(Exception):
-    """As many requests as may wait are waiting, or the producer's queue is full."""
+    """As many requests or bytes as may wait are waiting, or the producer's queue is full."""
 
 
 class RequestTooLarge(Exception):
@@ -96,14 +111,30 @@ class Caller(Protocol):
     def model(self) -> str | None:
         """The last answer's ``model`` header, ``None`` before the first answer."""
 
+    @property
+    def accepts(self) -> str | None:
+        """The last answer's ``accepts`` header, ``None`` before the first answer."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where the client counts, and the rest of its process too."""
+
     def start(self) -> None:
         """Begin to connect; called on the running event loop, returns at once."""
 
     async def close(self) -> None:
         """Stop, and fail what still waits."""
 
-    async def call(self, payload: bytes, headers: Sequence[Header], timeout: float) -> Reply:
+    async def call(
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        timeout: float,
+        sent: Callable[[], None] | None = None,
+    ) -> Reply:
         """Send one request and wait for its reply, ``timeout`` seconds at most.
+
+        ``sent`` is called when the payload is no longer held here.
 
         Raises:
             NotReady: nothing was sent.
@@ -115,7 +146,12 @@ class Caller(Protocol):
         """
 
     async def submit(
-        self, payload: bytes, headers: Sequence[Header], lifetime: float, wait: float
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        lifetime: float,
+        wait: float,
+        sent: Callable[[], None] | None = None,
     ) -> Reply | Place:
         """Send one request that has ``lifetime`` seconds, and wait for its reply for ``wait``.
 

@@ -16,7 +16,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
@@ -31,6 +30,7 @@ from http_facade.calls import (
     ReplyTimeout,
     RequestTooLarge,
 )
+from http_facade.metrics import Metrics
 from http_facade.replies import Replies, reply_properties
 from http_facade.reply_log import ReplyLog
 from http_facade.requests import Requests, request_properties
@@ -52,29 +52,11 @@ _FEW: Final = 16
 _CLOSE: Final = 3.0
 """Seconds that closing may take."""
 
+_LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at what the gauges show."""
+
 _REMEMBERED: Final = 10_000
 """Ended requests that are remembered, to tell a late or duplicate reply from an unknown one."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What became of requests and replies since the process began."""
-
-    requests: int = 0
-    replies: int = 0
-    timeouts: int = 0
-    delivery_failures: int = 0
-    lost: int = 0
-    """Requests whose reply was on a part of the topic that is gone."""
-    late: int = 0
-    duplicate: int = 0
-    orphan: int = 0
-    """Replies that bear this process's name and answer no request of it."""
-    deferred: int = 0
-    """Replies that callers did not wait for, to be fetched from the topic."""
-    foreign: int = 0
-    """Replies to another process on the same partition."""
-    unreadable: int = 0
 
 
 class RequestReplyClient:
@@ -94,10 +76,13 @@ class RequestReplyClient:
         self._deferring_prefix = f"{self._deferring}.".encode()
         self._pending: dict[bytes, asyncio.Future[Reply]] = {}
         self._ended: OrderedDict[bytes, bool] = OrderedDict()  # by id, whether it was answered
-        self._counts = Counts()
+        self.metrics = Metrics()
+        self._counts = self.metrics.counts
         self._model: str | None = None
+        self._accepts: str | None = None
         self._pid: int | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._next_look: asyncio.TimerHandle
         self._requests: Requests
         self._replies: Replies
         self._log: ReplyLog
@@ -124,11 +109,13 @@ class RequestReplyClient:
         self._pid = os.getpid()
         self._requests.start()
         self._replies.start()
+        self._show()
 
     async def close(self) -> None:
         """Stop both threads; requests that still wait fail with ``NotReady``."""
         if self._pid is None:
             return
+        self._next_look.cancel()
         self._replies.stop()
         self._fail_pending(NotReady, "the service is stopping")
         self._requests.stop()
@@ -158,13 +145,25 @@ class RequestReplyClient:
         """The ``model`` header of the last reply that answered a request."""
         return self._model
 
-    async def call(self, payload: bytes, headers: Sequence[Header], timeout: float) -> Reply:
+    @property
+    def accepts(self) -> str | None:
+        """The ``accepts`` header of the last reply that answered a request."""
+        return self._accepts
+
+    async def call(
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        timeout: float,
+        sent: Callable[[], None] | None = None,
+    ) -> Reply:
         """Send a request and wait for its reply.
 
         Args:
             payload: the record's value.
             headers: headers from the caller, allow-listed; ours are added after them and win.
             timeout: seconds to wait; also the request's deadline.
+            sent: called once the payload is in the producer's queue, which has its own bound.
 
         Raises:
             NotReady: there is no broker, or the replies are not assigned; nothing was sent.
@@ -180,15 +179,22 @@ class RequestReplyClient:
         try:
             self._send(place, payload, headers)
             del payload  # librdkafka has its copy; many large ones may be waiting
+            if sent is not None:
+                sent()
             return await self._reply(place, future, timeout)
         except ReplyTimeout:
-            self._counts.timeouts += 1
+            self._counts.timeouts.inc()
             raise
         finally:
             self._end(key)
 
     async def submit(
-        self, payload: bytes, headers: Sequence[Header], lifetime: float, wait: float
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        lifetime: float,
+        wait: float,
+        sent: Callable[[], None] | None = None,
     ) -> Reply | Place:
         """Send a request, see it stored, and wait for its reply for a while.
 
@@ -197,6 +203,7 @@ class RequestReplyClient:
             headers: as in ``call``.
             lifetime: seconds until the request's deadline.
             wait: seconds to wait for the reply once the request is stored; may be 0.
+            sent: as in ``call``.
 
         Returns:
             The reply, or where any process will find it.
@@ -211,6 +218,8 @@ class RequestReplyClient:
         try:
             self._send(place, payload, headers, functools.partial(_set, stored))
             del payload
+            if sent is not None:
+                sent()
             # Refused requests have their exception in `future`.
             await asyncio.wait((stored, future), return_when=asyncio.FIRST_COMPLETED)
             if wait > 0:
@@ -242,7 +251,7 @@ class RequestReplyClient:
             },
             "pending": len(self._pending),
             "max_pending": self._settings.facade.max_pending,
-            "counts": asdict(self._counts),
+            "counts": self._counts.here(),
         }
 
     def _place(self, instance: str, lifetime: float) -> Place:
@@ -287,7 +296,7 @@ class RequestReplyClient:
             raise Overloaded("the queue of requests to Kafka is full") from None
         except KafkaException as error:
             raise self._failure(error.args[0]) from None
-        self._counts.requests += 1
+        self._counts.requests.inc()
 
     async def _reply(self, place: Place, future: asyncio.Future[Reply], timeout: float) -> Reply:
         # PERF: a tenth of the facade's time less than asyncio.timeout().
@@ -300,7 +309,7 @@ class RequestReplyClient:
     def _failure(self, error: KafkaError) -> Exception:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             return RequestTooLarge("the payload is larger than the requests topic takes")
-        self._counts.delivery_failures += 1
+        self._counts.delivery_failures.inc()
         return DeliveryFailed(f"the request could not be handed to Kafka: {error.name()}")
 
     def _end(self, key: bytes) -> None:
@@ -318,20 +327,27 @@ class RequestReplyClient:
             future = self._pending.get(correlation_id)
             if future is not None and not future.done():
                 future.set_result(reply)
-                self._counts.replies += 1
+                self._counts.replies.inc()
                 self._model = reply.model or self._model
+                self._accepts = reply.accepts or self._accepts
                 continue
             answered = self._ended.get(correlation_id)
             if future is not None:
                 answered = _answered(future)
             if answered:
-                self._counts.duplicate += 1
+                self._counts.duplicate.inc()
             elif correlation_id.startswith(self._deferring_prefix):
-                self._counts.deferred += 1
+                self._counts.deferred.inc()
             elif answered is None:
-                self._counts.orphan += 1
+                self._counts.orphan.inc()
             else:
-                self._counts.late += 1
+                self._counts.late.inc()
+
+    def _show(self) -> None:
+        # Every second, and not as they change: no request pays for it.
+        self.metrics.pending.set(len(self._pending))
+        self.metrics.ready.set(self.ready)
+        self._next_look = self._loop.call_later(_LOOK_EVERY, self._show)
 
     def _expire(self, place: Place, future: asyncio.Future[Reply], timeout: float) -> None:
         if not future.done():
@@ -354,7 +370,7 @@ class RequestReplyClient:
                 future.set_exception(kind(text))
 
     def _lose_pending(self) -> None:
-        self._counts.lost += len(self._pending)
+        self._counts.lost.inc(len(self._pending))
         self._fail_pending(
             ReplyLost,
             "Kafka lost replies before they were read; whether the request was scored is unknown",
@@ -368,8 +384,8 @@ class RequestReplyClient:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _arrived(self, replies: list[tuple[bytes, Reply]], foreign: int, unreadable: int) -> None:
-        self._counts.foreign += foreign
-        self._counts.unreadable += unreadable
+        self._counts.foreign.inc(foreign)
+        self._counts.unreadable.inc(unreadable)
         if replies:
             self._on_loop(self._resolve, replies)
 

@@ -1,4 +1,4 @@
-"""The description of the routes, for machines and people."""
+"""The description of the routes, for machines."""
 
 from __future__ import annotations
 
@@ -8,26 +8,63 @@ from typing import Any, ClassVar
 
 import falcon.asgi
 
-from http_facade.swagger import Operation, Resource, Response, document, problem
+from http_facade import openapi, swagger
+from http_facade.calls import Caller
+from http_facade.examples import Examples
+from http_facade.known import known
+from http_facade.operations import Operation, Resource, Response, problem
 
 
 class Swagger:
-    """``GET``: the Swagger document of the routes, this one included."""
+    """``GET``: the Swagger 2.0 document of the routes, this one included."""
 
     operations: ClassVar = (
         Operation(
             method="get",
-            description="This document.",
+            summary="Swagger 2.0",
+            description="This description as Swagger 2.0.",
             responses={200: Response("Success", {"type": "object"}), 500: problem(500)},
         ),
     )
 
-    def __init__(self, routes: Mapping[str, Resource]) -> None:
+    def __init__(self, routes: Mapping[str, Resource], *, keys: bool) -> None:
         self._routes = routes
+        self._keys = keys
 
     async def on_get(self, _req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         resp.media = self._document
 
+    on_head = on_get
+
     @cached_property
     def _document(self) -> dict[str, Any]:
-        return document(self._routes)
+        return swagger.document(self._routes, keys=self._keys)
+
+
+class OpenApi:
+    """``GET``: the OpenAPI 3.1 document of the routes, with what is known of the plugin now."""
+
+    operations: ClassVar = (
+        Operation(
+            method="get",
+            summary="OpenAPI 3.1",
+            description="This description as OpenAPI 3.1, with the model and the types that the "
+            "last answer told of.",
+            responses={200: Response("Success", {"type": "object"}), 500: problem(500)},
+        ),
+    )
+
+    def __init__(
+        self, routes: Mapping[str, Resource], client: Caller, examples: Examples, *, keys: bool
+    ) -> None:
+        self._routes = routes
+        self._client = client
+        self._keys = keys
+        self._examples = examples
+
+    async def on_get(self, _req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        resp.media = openapi.document(
+            self._routes, known(self._client), self._examples, keys=self._keys
+        )
+
+    on_head = on_get

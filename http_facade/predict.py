@@ -8,18 +8,17 @@ from typing import ClassVar, Final
 
 import falcon.asgi
 
-from http_facade.answers import accept, answer
+from http_facade.answers import PENDING, accept, answer
 from http_facade.body import BodyIncomplete, read_body
+from http_facade.budget import Budget, Share
 from http_facade.calls import Caller, Place
+from http_facade.operations import JSON, Operation, Parameter, Response, problem
 from http_facade.prefer import applied, preferences
-from http_facade.swagger import JSON, Operation, Response, problem
 from stream_scorer.config import Settings
-from stream_scorer.protocol import ACCEPT, CONTENT_TYPE, PROBLEM_JSON, Header
+from stream_scorer.protocol import ACCEPT, CONTENT_TYPE, Header
 
 _PASSED: Final = (CONTENT_TYPE, ACCEPT, "traceparent", "tracestate")
 """Request headers that reach Kafka, beside the request id; no other does."""
-
-_OCTET_STREAM: Final = "application/octet-stream"
 
 
 class Predict:
@@ -28,56 +27,38 @@ class Predict:
     operations: ClassVar = (
         Operation(
             method="post",
+            summary="Score a payload",
             description="Endpoint for scoring.",
-            # The plugin behind the topic decides; the facade takes and gives any type.
-            consumes=(JSON, _OCTET_STREAM, "*/*"),
-            produces=(JSON, PROBLEM_JSON, "*/*"),
+            payload="What the model is to score, as the plugin takes it; its type goes in "
+            "Content-Type, the type wanted back in Accept.",
             parameters=(
-                {
-                    "name": "payload",
-                    "in": "body",
-                    "description": "What the model is to score, as the plugin takes it; its type "
-                    "goes in Content-Type, the type wanted back in Accept.",
-                    "required": True,
-                    "schema": {"type": "string", "format": "binary"},
-                },
-                {
-                    "name": "Prefer",
-                    "in": "header",
-                    "description": "RFC 7240. `wait=S`: wait S seconds at most. `respond-async`: "
-                    "answer 202 once the request is stored (after S seconds, with both); its "
-                    "answer is at the Location.",
-                    "type": "string",
-                    "required": False,
-                },
-                {
-                    "name": "X-Request-Id",
-                    "in": "header",
-                    "description": "An id of the caller's own, to find the request in logs by.",
-                    "type": "string",
-                    "pattern": "^[A-Za-z0-9._-]{1,64}$",
-                    "required": False,
-                },
-                {
-                    "name": "traceparent",
-                    "in": "header",
-                    "description": "W3C trace context, passed on to the worker.",
-                    "type": "string",
-                    "required": False,
-                },
-                {
-                    "name": "tracestate",
-                    "in": "header",
-                    "description": "W3C trace context, passed on to the worker.",
-                    "type": "string",
-                    "required": False,
-                },
+                Parameter(
+                    "Prefer",
+                    "header",
+                    "RFC 7240. `wait=S`: wait S seconds at most. `respond-async`: answer 202 once "
+                    "the request is stored (after S seconds, with both); its answer is at the "
+                    "Location.",
+                ),
+                Parameter(
+                    "X-Request-Id",
+                    "header",
+                    "An id of the caller's own, to find the request in logs by.",
+                    {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+                ),
+                Parameter("traceparent", "header", "W3C trace context, passed on to the worker."),
+                Parameter("tracestate", "header", "W3C trace context, passed on to the worker."),
             ),
             responses={
-                200: Response("Success", {}, headers=("X-Request-Id", "X-Model", "Server-Timing")),
+                # The plugin decides what it answers in; the facade takes and gives any type.
+                200: Response(
+                    "Success",
+                    {},
+                    headers=("X-Request-Id", "X-Model", "Server-Timing"),
+                    types=(JSON, "*/*"),
+                ),
                 202: Response(
                     "Stored, as the caller preferred not to wait.",
-                    {"type": "object"},
+                    PENDING,
                     headers=(
                         "X-Request-Id",
                         "Server-Timing",
@@ -102,6 +83,8 @@ class Predict:
         self._timeout = settings.facade.timeout
         self._async_timeout = settings.facade.async_timeout
         self._limit = settings.limits.payload_bytes
+        # One payload is always taken, however large they may be.
+        self._incoming = Budget(max(settings.facade.max_pending_bytes, self._limit))
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         preferred = preferences(req.get_header("Prefer"))
@@ -110,8 +93,14 @@ class Predict:
         if said := applied(preferred, wait):
             resp.set_header("Preference-Applied", said)
         if preferred.respond_async:
-            payload = await self._payload(req, self._timeout)
-            found = await self._client.submit(payload, _headers(req), self._async_timeout, wait)
+            with self._incoming.share() as share:
+                found = await self._client.submit(
+                    await self._payload(req, self._timeout, share),
+                    _headers(req),
+                    self._async_timeout,
+                    wait,
+                    share.release,
+                )
             if isinstance(found, Place):
                 accept(resp, found)
             else:
@@ -119,16 +108,20 @@ class Predict:
             return
         # The body's own time counts, so that whoever sends it slowly holds nothing for longer.
         deadline = time.monotonic() + wait
-        # Nothing here keeps the payload, which the client lets go of once it is sent.
-        reply = await self._client.call(
-            await self._payload(req, wait), _headers(req), deadline - time.monotonic()
-        )
+        with self._incoming.share() as share:
+            # Nothing here keeps the payload, which the client lets go of once it is sent.
+            reply = await self._client.call(
+                await self._payload(req, wait, share),
+                _headers(req),
+                deadline - time.monotonic(),
+                share.release,
+            )
         answer(resp, reply)
 
-    async def _payload(self, req: falcon.asgi.Request, timeout: float) -> bytes:
+    async def _payload(self, req: falcon.asgi.Request, timeout: float, share: Share) -> bytes:
         try:
             async with asyncio.timeout(timeout):
-                return await read_body(req, self._limit)
+                return await read_body(req, self._limit, share)
         except TimeoutError:
             raise BodyIncomplete(
                 f"the body did not arrive within {timeout:.3g} s; nothing was scored"

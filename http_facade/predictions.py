@@ -7,13 +7,13 @@ from typing import ClassVar, Final
 
 import falcon.asgi
 
-from http_facade.answers import accept, answer
+from http_facade.answers import PENDING, accept, answer
 from http_facade.calls import Caller, NoSuchPrediction, Place
-from http_facade.swagger import JSON, Operation, Response, problem
-from stream_scorer.protocol import PROBLEM_JSON
+from http_facade.operations import JSON, Operation, Parameter, Response, problem
 
 _ID: Final = re.compile(r"[0-9a-f]{16}\.[0-9a-f]{32}")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_NATURAL: Final = {"type": "integer", "format": "int64", "minimum": 0}
 _MOST_PARTITIONS: Final = 2**31
 
 
@@ -23,28 +23,19 @@ class Predictions:
     operations: ClassVar = (
         Operation(
             method="get",
+            summary="Ask for an answer later",
             description="The answer to a request that nobody waited for, at the location that "
             "came with the 202 or the 504. A 202 names the location to ask next.",
-            produces=(JSON, PROBLEM_JSON, "*/*"),
             parameters=(
-                {
-                    "name": "id",
-                    "in": "path",
-                    "description": "The request's correlation id.",
-                    "required": True,
-                    "type": "string",
-                    "pattern": f"^{_ID.pattern}$",
-                },
+                Parameter(
+                    "id",
+                    "path",
+                    "The request's correlation id.",
+                    {"type": "string", "pattern": f"^{_ID.pattern}$"},
+                    required=True,
+                ),
                 *(
-                    {
-                        "name": name,
-                        "in": "query",
-                        "description": description,
-                        "required": True,
-                        "type": "integer",
-                        "format": "int64",
-                        "minimum": 0,
-                    }
+                    Parameter(name, "query", description, _NATURAL, required=True)
                     for name, description in (
                         ("partition", "The partition of the replies topic."),
                         ("offset", "From where on the answer is looked for."),
@@ -53,10 +44,15 @@ class Predictions:
                 ),
             ),
             responses={
-                200: Response("Success", {}, headers=("X-Request-Id", "X-Model", "Server-Timing")),
+                200: Response(
+                    "Success",
+                    {},
+                    headers=("X-Request-Id", "X-Model", "Server-Timing"),
+                    types=(JSON, "*/*"),
+                ),
                 202: Response(
                     "Not yet.",
-                    {"type": "object"},
+                    PENDING,
                     headers=("X-Request-Id", "Server-Timing", "Location", "Retry-After"),
                 ),
                 400: problem(400, ["X-Model"]),
@@ -80,6 +76,8 @@ class Predictions:
             accept(resp, found)
         else:
             answer(resp, found)
+
+    on_head = on_get
 
 
 def _place(req: falcon.asgi.Request, correlation_id: str) -> Place:

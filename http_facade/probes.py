@@ -8,7 +8,7 @@ from typing import ClassVar
 import falcon.asgi
 
 from http_facade.calls import Caller, NotReady
-from http_facade.swagger import Operation, Response, problem
+from http_facade.operations import Operation, Response, problem
 
 
 class Liveness:
@@ -17,7 +17,9 @@ class Liveness:
     operations: ClassVar = (
         Operation(
             method="get",
+            summary="Is it alive?",
             description="Whether the process works. It does without a broker too.",
+            needs_key=False,
             responses={
                 200: Response("It does.", {"type": "object"}),
                 500: problem(500),
@@ -34,6 +36,8 @@ class Liveness:
             raise NotReady("a thread of the Kafka clients has ended")
         resp.media = {"status": "alive"}
 
+    on_head = on_get
+
 
 class Readiness:
     """``GET``: whether this process can take requests. Says nothing about workers."""
@@ -41,8 +45,10 @@ class Readiness:
     operations: ClassVar = (
         Operation(
             method="get",
+            summary="Is it ready?",
             description="Whether requests can be sent: replies are assigned and the broker is "
             "there. It does not need a worker.",
+            needs_key=False,
             responses={
                 200: Response("They can.", {"type": "object"}),
                 500: problem(500),
@@ -61,3 +67,5 @@ class Readiness:
         if self._ready_file is not None and not self._ready_file.exists():
             raise NotReady("what stands behind this service is not ready")
         resp.media = {"status": "ready"}
+
+    on_head = on_get

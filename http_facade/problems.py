@@ -21,6 +21,7 @@ from http_facade.calls import (
     ReplyLost,
     ReplyTimeout,
     RequestTooLarge,
+    Unauthorized,
     UnknownStatus,
 )
 from stream_scorer.protocol import PROBLEM_JSON, PROBLEM_TYPE_PREFIX, Status
@@ -48,6 +49,7 @@ PROBLEMS: Final[Mapping[type[Exception], Problem]] = {
     RequestTooLarge: Problem.of(Status.PAYLOAD_TOO_LARGE),
     EncodingNotSupported: Problem("unsupported-content-encoding", 415, "Unsupported encoding"),
     BodyIncomplete: Problem("request-timeout", 408, "Body not received"),
+    Unauthorized: Problem("unauthorized", 401, "Unauthorized"),
     NotReady: Problem("not-ready", 503, "Not ready"),
     Overloaded: Problem("overloaded", 503, "Overloaded"),
     DeliveryFailed: Problem("delivery-failed", 503, "Request not delivered"),
@@ -62,6 +64,7 @@ PROBLEMS: Final[Mapping[type[Exception], Problem]] = {
 
 _HEADERS: Final[Mapping[type[Exception], Mapping[str, str]]] = {
     EncodingNotSupported: {"Accept-Encoding": "identity"},
+    Unauthorized: {"WWW-Authenticate": "Bearer"},
     NotReady: {"Retry-After": "1"},
     Overloaded: {"Retry-After": "1"},
     DeliveryFailed: {"Retry-After": "1"},
@@ -140,5 +143,6 @@ async def _handle_unexpected(
     error: Exception,
     _params: dict[str, Any],
 ) -> None:
-    _log.error("%s %s failed", req.method, req.path, exc_info=error)
+    extra = {"request_id": req.context.request_id}
+    _log.error("%s %r failed", req.method, req.path, exc_info=error, extra=extra)
     respond(resp, INTERNAL_ERROR, "the request failed inside the service")

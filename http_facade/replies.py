@@ -16,7 +16,14 @@ from stream_scorer.config import Settings
 from stream_scorer.kafka.clients import REPEAT_AFTER, consumer_properties
 from stream_scorer.kafka.messages import UnreadableHeaders, read_headers
 from stream_scorer.kafka.topics import BrokerUnreachable, TopicError, Topics
-from stream_scorer.protocol import CONTENT_TYPE, CORRELATION_ID, MODEL, SERVER_TIMING, STATUS
+from stream_scorer.protocol import (
+    ACCEPTS,
+    CONTENT_TYPE,
+    CORRELATION_ID,
+    MODEL,
+    SERVER_TIMING,
+    STATUS,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +81,7 @@ class Replies:
         self._topics: Topics | None = None
         self._logged = -REPEAT_AFTER
         self._stopping = threading.Event()
-        self._consumer = Consumer(reply_properties(settings) | {"error_cb": self._on_error})
+        self._consumer = self._new_consumer()
         self.thread = threading.Thread(target=self._run, name="replies", daemon=True)
 
     def start(self) -> None:
@@ -97,9 +104,17 @@ class Replies:
                 except (BrokerUnreachable, TopicError, KafkaException) as error:
                     self._away(error)
                     self._stopping.wait(_PAUSE)
+                    # A broker that comes back from a hang says for a moment that its cluster has
+                    # no brokers. A client that hears so drops its only one, and never finds it
+                    # again (librdkafka 2.16); a new one does, and goes on where this one was.
+                    self._consumer.close()
+                    self._consumer = self._new_consumer()
         finally:
             self._assigned = False
             self._consumer.close()
+
+    def _new_consumer(self) -> Consumer:
+        return Consumer(reply_properties(self._settings) | {"error_cb": self._on_error})
 
     def _connect(self) -> None:
         topics = self._topics = self._topics or Topics(self._settings)
@@ -232,6 +247,7 @@ def reply(body: bytes | None, values: Mapping[str, bytes]) -> Reply:
         content_type=text(CONTENT_TYPE),
         model=text(MODEL),
         server_timing=text(SERVER_TIMING),
+        accepts=text(ACCEPTS),
     )
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from stream_scorer.config import Settings
 from stream_scorer.kafka.clients import producer_properties
@@ -47,7 +47,8 @@ class Requests:
         self._topic = settings.topics.requests
         self._undelivered = undelivered
         self._doubt = doubt
-        self._producer = Producer(request_properties(settings) | {"error_cb": self._on_error})
+        self._settings = settings
+        self._producer = self._new_producer()
         self._hurry = threading.Event()
         self._awaited: set[bytes] = set()
         self._stopping = False
@@ -89,10 +90,21 @@ class Requests:
     def look_up(self, timeout: float) -> None:
         """Fetch the topic's metadata, so that the first request need not wait for it.
 
+        Where that fails, the next attempt is a new client's: see ``Replies``.
+
         Raises:
             KafkaException: no broker answers in time.
         """
-        self._producer.list_topics(self._topic, timeout=timeout)
+        try:
+            self._producer.list_topics(self._topic, timeout=timeout)
+        except KafkaException:
+            lost, self._producer = self._producer, self._new_producer()
+            lost.purge()
+            lost.poll(0)  # tells who waits
+            raise
+
+    def _new_producer(self) -> Producer:
+        return Producer(request_properties(self._settings) | {"error_cb": self._on_error})
 
     def _serve(self) -> None:
         while not self._stopping:
@@ -130,7 +142,8 @@ class Requests:
 
 def request_properties(settings: Settings) -> dict[str, Any]:
     """The producer's properties."""
-    return producer_properties(settings, linger_ms=_LINGER_MS) | {
+    queue_kbytes = settings.facade.max_pending_bytes // 1024
+    return producer_properties(settings, linger_ms=_LINGER_MS, queue_kbytes=queue_kbytes) | {
         # A repeated request costs a scoring, and its second reply is dropped; a producer without
         # idempotence has no state that only a new one leaves.
         "enable.idempotence": False,

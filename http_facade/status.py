@@ -5,13 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import falcon.asgi
 
 from http_facade.calls import Caller
-from http_facade.swagger import Operation, Response, problem
+from http_facade.known import known
+from http_facade.operations import Operation, Response, problem
+
+_PRIVATE: Final[Mapping[str, frozenset[str]]] = {
+    "system": frozenset({"pid", "current_dir", "python.version"}),
+    # What went wrong names the broker.
+    "kafka": frozenset({"bootstrap.servers", "trouble"}),
+    # A model's URI is a path, or names the registry's entry and version.
+    "model": frozenset({"name"}),
+}
+"""What callers without a key do not see, where keys are set."""
 
 
 class ServerStatus:
@@ -20,8 +31,10 @@ class ServerStatus:
     operations: ClassVar = (
         Operation(
             method="get",
+            summary="State of the process",
+            needs_key=False,
             description="The state of the process that answers, of its Kafka clients, and the "
-            "model that answered last.",
+            "model that answered last. Where keys are set, callers without one see less.",
             responses={
                 200: Response(
                     "Success",
@@ -48,7 +61,10 @@ class ServerStatus:
                             "kafka": {"type": "object"},
                             "model": {
                                 "type": "object",
-                                "properties": {"name": {"type": "string"}},
+                                "properties": {
+                                    "name": {"type": "string"},
+                                    "accepts": {"type": "string"},
+                                },
                             },
                         },
                     },
@@ -62,6 +78,7 @@ class ServerStatus:
         self._client = client
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        found = known(self._client)
         resp.media = {
             "system": {
                 "pid": os.getpid(),
@@ -77,5 +94,12 @@ class ServerStatus:
                 ),
             },
             "kafka": self._client.snapshot(),
-            "model": {"name": self._client.model or "not known yet"},
+            "model": {"name": found.model, "accepts": found.accepts},
         }
+        if not req.context.trusted:
+            for section, names in _PRIVATE.items():
+                resp.media[section] = {
+                    name: value for name, value in resp.media[section].items() if name not in names
+                }
+
+    on_head = on_get

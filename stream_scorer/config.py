@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -61,6 +62,9 @@ _SECRET_KEY: Final = re.compile(
     re.IGNORECASE,
 )
 _TOPIC_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
+_HEADER_TEXT: Final = re.compile(r"[!-~]*")
+_SHORTEST_KEY: Final = 16
+_MEDIA_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
 _NOT_SETTINGS: Final = frozenset({"SCORER_CONF", "SCORER_FAILPOINT"})
 
 
@@ -79,8 +83,18 @@ def _topic_pattern(name: str) -> str:
     return name
 
 
+def _api_key(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if len(text) < _SHORTEST_KEY:
+        raise ValueError(f"a key has at least {_SHORTEST_KEY} characters")
+    if not _HEADER_TEXT.fullmatch(text):
+        raise ValueError("a key has only characters from ! to ~, as a header takes them")
+    return key
+
+
 TopicName = Annotated[str, AfterValidator(_topic_name)]
 TopicPattern = Annotated[str, AfterValidator(_topic_pattern)]
+ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -100,9 +114,11 @@ class _Section(BaseModel):
 
 
 class Logging(_Section):
-    """What is logged, and how a line looks (``logging.Formatter`` with ``%``)."""
+    """What is logged, and how a line looks (``logging.Formatter`` with ``%``, or JSON)."""
 
     level: str = "INFO"
+    # Its own name is that of a method of pydantic's.
+    as_json: bool = Field(default=False, alias="json")
     format: str = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
     @field_validator("level")
@@ -233,8 +249,19 @@ class Facade(_Section):
     timeout: Seconds = 10
     async_timeout: Seconds = 3600
     max_pending: Count = 1000
+    max_pending_bytes: Count = 64 * 1024 * 1024
     processes: Count = 1
+    api_keys: tuple[ApiKey, ...] = ()
     ready_file: Path | None = None
+    examples: dict[str, str] = {}
+
+    @field_validator("examples")
+    @classmethod
+    def _media_types(cls, examples: dict[str, str]) -> dict[str, str]:
+        for name in examples:
+            if not _MEDIA_TYPE.fullmatch(name):
+                raise ValueError(f"{name!r} is not a media type")
+        return examples
 
 
 class Limits(_Section):
@@ -278,7 +305,7 @@ class Settings(_Section):
 
     def shown(self) -> str:
         """The effective settings as YAML, secrets masked."""
-        tree = self.model_dump(mode="json")
+        tree = self.model_dump(mode="json", by_alias=True)
         tree["kafka"] = {**self.kafka.common, **tree["kafka"]}
         shown: str = yaml.safe_dump(_masked(tree), sort_keys=False)
         return shown
@@ -368,9 +395,12 @@ def _setting(variable: str) -> tuple[list[str], Any]:
         if property_name:
             return [section, client, property_name.replace("_", ".")], str
         return [section, client], dict
-    if not issubclass(field.annotation, BaseModel) or rest not in field.annotation.model_fields:
+    if not issubclass(field.annotation, BaseModel):
         raise ConfigError(f"unknown setting @ {variable}")
-    return [section, rest], field.annotation.model_fields[rest].annotation
+    known = {each.alias or key: each for key, each in field.annotation.model_fields.items()}
+    if rest not in known:
+        raise ConfigError(f"unknown setting @ {variable}")
+    return [section, rest], known[rest].annotation
 
 
 def _value(variable: str, kind: Any, text: str) -> Any:

@@ -24,6 +24,7 @@ DEADLINE: Final = "deadline"
 STATUS: Final = "status"
 REQUEST: Final = "request"
 MODEL: Final = "model"
+ACCEPTS: Final = "accepts"
 SERVER_TIMING: Final = "server-timing"
 
 PROBLEM_JSON: Final = "application/problem+json"
@@ -166,6 +167,23 @@ def _decimal(name: str, value: bytes) -> int:
     return int(value)
 
 
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What each answer of a worker tells of it, as headers that are made once.
+
+    ``accepts`` goes only to who asked for a reply: whoever reads all results needs it least, and
+    every header costs.
+    """
+
+    model: Header
+    accepts: Header
+
+    @classmethod
+    def of(cls, model: str, content_types: Iterable[str]) -> Signature:
+        """That of a worker with this model, whose plugin takes these media ranges."""
+        return cls((MODEL, model.encode()), (ACCEPTS, ", ".join(content_types).encode()))
+
+
 @dataclass(slots=True)
 class Failure:
     """What went wrong inside the scorer: for the log and the dead letter, never for the caller."""
@@ -199,16 +217,18 @@ class Answer:
     failure: Failure | None = None
     queue: int = 0
 
-    def headers(self, model: bytes) -> list[Header]:
-        """The answer's headers; ``model`` is the text of the ``model`` header."""
+    def headers(self, signature: Signature) -> list[Header]:
+        """The answer's headers, with those of the worker that gives it."""
         request = self.request
         headers: list[Header] = [
             (CONTENT_TYPE, self.content_type.encode()),
             (STATUS, self.status.header),
             (REQUEST, request.id.encode()),
-            (MODEL, model),
+            signature.model,
             (SERVER_TIMING, self.server_timing),
         ]
+        if request.reply_topic is not None:
+            headers.append(signature.accepts)
         if request.correlation_id is not None:
             headers.append((CORRELATION_ID, request.correlation_id))
         headers += request.passed_through

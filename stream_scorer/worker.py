@@ -23,7 +23,7 @@ from stream_scorer.kafka.producer import AnswerProducer
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.kafka.topics import Topics
 from stream_scorer.metrics import Metrics
-from stream_scorer.protocol import Answer, Request, Status, problem
+from stream_scorer.protocol import Answer, Request, Signature, Status, problem
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class Worker:
         topics: the cluster's topics, ensured.
         scorer: what answers requests.
         model: the ``model`` header of every answer.
+        content_types: the media ranges that are scored; the ``accepts`` header of replies.
         metrics: where to count.
         pulse: where to tell that the loop moves, and that the worker belongs to its group.
 
@@ -102,6 +103,7 @@ class Worker:
         topics: Topics,
         scorer: Scores,
         model: str,
+        content_types: Sequence[str],
         metrics: Metrics | None = None,
         pulse: Pulse | None = None,
     ) -> None:
@@ -119,23 +121,25 @@ class Worker:
             settings,
             AssignmentListener(assigned=self._assigned, revoked=self._revoked, lost=self._lost),
         )
-        self._delivery = self._make_delivery(model, topics.largest_request)
+        self._delivery = self._make_delivery(
+            Signature.of(model, content_types), topics.largest_request
+        )
         self._scoring = BackgroundThread(scorer.score, "scoring")
 
-    def _make_delivery(self, model: str, largest_request: int) -> Delivery:
+    def _make_delivery(self, signature: Signature, largest_request: int) -> Delivery:
         if self._settings.worker.delivery == "exactly_once":
             return ExactlyOnce(
                 self._settings,
                 self._consumer,
                 self._routes,
-                model=model,
+                signature=signature,
                 waiting=self._wait_for_broker,
                 largest_request=largest_request,
             )
         producer = AnswerProducer(
             self._settings,
             self._routes,
-            model=model,
+            signature=signature,
             queue_full=self._stay_alive,
             largest_request=largest_request,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Choose the broker before the first test, whose timeout then counts no download."""
-    of_broker = {"broker", "kafka", "kafka_server", "topics"}
+    of_broker = {"broker", "kafka", "kafka_server", "module_topics", "topics"}
     if not session.config.option.collectonly and any(
         of_broker.intersection(getattr(item, "fixturenames", ()))
         for item in session.items
@@ -109,7 +110,20 @@ def topics(request: pytest.FixtureRequest) -> Iterator[MakeTopics]:
 
     ``topics(4, "requests", "results")`` returns two names that nobody else has, in this order.
     """
-    broker = _broker_of(request)
+    with topics_on(_broker_of(request)) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def module_topics(pytestconfig: pytest.Config, kafka: str) -> Iterator[MakeTopics]:
+    """As ``topics``, on the session's broker, for what all tests of a module share."""
+    with topics_on(Broker(kafka, source_of(pytestconfig).real)) as make:
+        yield make
+
+
+@contextmanager
+def topics_on(broker: Broker) -> Iterator[MakeTopics]:
+    """Makes topics on this broker, and deletes them at the end."""
     # A variable, since the futures fail when their client is gone.
     admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
     made: list[str] = []

@@ -44,7 +44,7 @@ def running_worker(settings: Settings) -> Iterator[Worker]:
     topics = Topics(settings)
     topics.wait_for_broker(START_TIMEOUT)
     topics.ensure()
-    worker = Worker(settings, topics, scorer_of(settings), MODEL)
+    worker = Worker(settings, topics, scorer_of(settings), MODEL, Plugin.content_types)
     with ThreadPoolExecutor(1, "worker") as threads:
         running = threads.submit(worker.run)
         try:

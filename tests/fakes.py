@@ -10,10 +10,11 @@ from typing import Any, Final
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
 
 from stream_scorer.plugins import Plugin
-from stream_scorer.protocol import Answer, Request, Status
+from stream_scorer.protocol import Answer, Request, Signature, Status
 
 REQUESTS: Final = "score-requests"
 CREATE_TIME: Final = 1
+SIGNATURE: Final = Signature.of("wine; version=1", ("application/json", "text/csv"))
 
 Headers = Sequence[tuple[str, str | bytes | None]]
 Report = Callable[[KafkaError | None, Message | None], None]

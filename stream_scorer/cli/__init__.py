@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from stream_scorer import __version__
+from stream_scorer.cli.options import tell
 from stream_scorer.errors import ScorerError
 
 COMMANDS: Final = ("dev", "worker", "facade", "check", "send")
@@ -42,5 +43,5 @@ def main() -> None:
     try:
         stream_scorer(prog_name="stream-scorer")
     except ScorerError as error:
-        click.echo(f"stream-scorer: {error}", err=True)
+        tell(f"stream-scorer: {error}", error=True)
         sys.exit(error.exit_code)

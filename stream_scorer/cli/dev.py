@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from stream_scorer.cli.options import conf_option, read_settings
+from stream_scorer.cli.options import conf_option, read_settings, tell
 from stream_scorer.errors import OperationError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def command(conf: Path | None) -> None:
     broker = EmbeddedBroker()
     topics = settings.topics
     broker.create_topics([topics.requests, topics.results, topics.replies, topics.dead_letters])
-    click.echo(
+    tell(
         "stream-scorer dev: embedded broker, worker and facade.\n"
         "The broker is in memory and keeps about 5 MB a partition: for trying things, "
         "never for keeping them.\n"
@@ -136,13 +136,13 @@ def _watch(
     while not stopping:
         for name, process in children.items():
             if (code := process.poll()) is not None:
-                click.echo(f"stream-scorer dev: the {name} ended with {code}", err=True)
+                tell(f"stream-scorer dev: the {name} ended with {code}", error=True)
                 return code if code > 0 else 1
         if not told and _is_ready(settings):
             told = True
-            click.echo(f"Ready. Try:\n  {_curl_line(settings, conf)}")
+            tell(f"Ready. Try:\n  {_curl_line(settings, conf)}")
         time.sleep(_TICK)
-    click.echo("stopping")
+    tell("stopping")
     return 0
 
 

@@ -20,9 +20,12 @@ def command(conf: Path | None) -> None:
     """
     settings = read_settings(conf)
     from http_facade.client import check_properties
+    from http_facade.examples import read_examples
     from stream_scorer.config import DEFAULT_PATH
 
+    # What the server would only find out in its processes, and tell with a stack trace.
     check_properties(settings)
+    read_examples(settings)
 
     if conf is None and DEFAULT_PATH.exists():
         conf = DEFAULT_PATH

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stream_scorer import logs
+
 if TYPE_CHECKING:
     from stream_scorer.config import Settings
+
+_log = logging.getLogger(__name__)
 
 conf_option = click.option(
     "--conf",
@@ -25,5 +29,13 @@ def read_settings(conf: Path | None) -> Settings:
     from stream_scorer.config import load_settings
 
     settings = load_settings(conf, os.environ)
-    logging.basicConfig(level=settings.logging.level, format=settings.logging.format, force=True)
+    logs.set_up(settings.logging)
     return settings
+
+
+def tell(text: str, *, error: bool = False) -> None:
+    """Tell people something: as it is, or as a line of the log where those are JSON."""
+    if logs.is_json():
+        _log.log(logging.ERROR if error else logging.INFO, text)
+    else:
+        click.echo(text, err=error)

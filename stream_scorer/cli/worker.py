@@ -102,7 +102,15 @@ def _work(settings: Settings, supervised: bool) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
-    worker = Worker(settings, topics, loaded.scorer, loaded.model.header, metrics, pulse)
+    worker = Worker(
+        settings,
+        topics,
+        loaded.scorer,
+        loaded.model.header,
+        loaded.plugin.content_types,
+        metrics,
+        pulse,
+    )
     _stop_on_signals(worker)
     if supervised:
         threading.Thread(target=_stop_on_end_of_input, args=[worker], daemon=True).start()

@@ -74,7 +74,11 @@ def client_properties(kafka: Kafka) -> dict[str, Any]:
 
 
 def producer_properties(
-    settings: Settings, largest_request: int = 0, *, linger_ms: int = 5
+    settings: Settings,
+    largest_request: int = 0,
+    *,
+    linger_ms: int = 5,
+    queue_kbytes: int = QUEUE_KBYTES,
 ) -> dict[str, Any]:
     """A producer that loses nothing, repeats nothing by itself, and queues in bounds.
 
@@ -83,13 +87,14 @@ def producer_properties(
         largest_request: the largest record that the requests topic takes, in bytes, where it is
             known: the producer must be able to copy it to the dead-letter topic.
         linger_ms: how long a record waits for others, unless the user sets it.
+        queue_kbytes: how much it queues, unless the user sets it.
     """
     # The client counts framing too, and a dead letter is larger than its request.
     largest = max(record_bytes(settings), largest_request) + DEAD_LETTER_ROOM
     return (
         {
             # A record that the queue cannot hold at all would be waited for without end.
-            "queue.buffering.max.kbytes": max(QUEUE_KBYTES, 2 * largest // 1024),
+            "queue.buffering.max.kbytes": max(queue_kbytes, 2 * largest // 1024),
             "compression.type": "lz4",
             "linger.ms": linger_ms,
         }

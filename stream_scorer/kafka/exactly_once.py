@@ -26,7 +26,7 @@ from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.outputs import REFUSALS, Output, Record
 from stream_scorer.kafka.producer import DeliveryFailed
 from stream_scorer.kafka.routes import Routes
-from stream_scorer.protocol import Answer, Request
+from stream_scorer.protocol import Answer, Request, Signature
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class ExactlyOnce:
         settings: the settings.
         consumer: whose turns are delivered.
         routes: where answers go.
-        model: the ``model`` header of every answer.
+        signature: what every answer tells of this worker.
         waiting: called between attempts while the broker is away; may raise to give up.
         largest_request: the largest record on the requests topic, in bytes.
 
@@ -93,7 +93,7 @@ class ExactlyOnce:
         consumer: RequestConsumer,
         routes: Routes,
         *,
-        model: str,
+        signature: Signature,
         waiting: Callable[[], None],
         largest_request: int = 0,
     ) -> None:
@@ -101,7 +101,7 @@ class ExactlyOnce:
         self._dead_letters = settings.topics.dead_letters
         self._consumer = consumer
         self._routes = routes
-        self._model = model.encode()
+        self._signature = signature
         self._waiting = waiting
         self._properties: dict[str, Any] = {
             **producer_properties(settings, largest_request),
@@ -337,7 +337,7 @@ class ExactlyOnce:
                 self._suspect = True
 
     def _send_answer(self, output: Output) -> None:
-        while (record := output.answer_record(self._routes, self._model)) is not None:
+        while (record := output.answer_record(self._routes, self._signature)) is not None:
             if (error := self._produce(record)) is None:
                 return
             # Refused by the client before it was queued: the transaction goes on.

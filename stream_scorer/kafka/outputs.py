@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError
 
 from stream_scorer.kafka.dead_letters import dead_letter_headers
 from stream_scorer.kafka.routes import Routes
-from stream_scorer.protocol import Answer, Request, Status, problem
+from stream_scorer.protocol import Answer, Request, Signature, Status, problem
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ class Record(NamedTuple):
     headers: Headers
 
 
-def answer_record(answer: Answer, routes: Routes, model: bytes) -> Record:
-    """An answer to its address; ``model`` is the ``model`` header."""
+def answer_record(answer: Answer, routes: Routes, signature: Signature) -> Record:
+    """An answer to its address."""
     request = answer.request
     topic, partition = routes.address(request)
-    headers = cast("Headers", answer.headers(model))
+    headers = cast("Headers", answer.headers(signature))
     return Record(topic, partition, request.key, answer.body, headers)
 
 
@@ -72,9 +72,9 @@ class Output:
         """What an answer leads to."""
         return cls(answer.request, answer, answer if answer.is_dead_letter else None)
 
-    def answer_record(self, routes: Routes, model: bytes) -> Record | None:
-        """The answer to its address; ``model`` is the ``model`` header."""
-        return None if self.answer is None else answer_record(self.answer, routes, model)
+    def answer_record(self, routes: Routes, signature: Signature) -> Record | None:
+        """The answer to its address."""
+        return None if self.answer is None else answer_record(self.answer, routes, signature)
 
     def letter_record(self, routes: Routes, topic: str) -> Record | None:
         """The dead letter to its topic."""

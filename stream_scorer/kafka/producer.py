@@ -20,7 +20,7 @@ from stream_scorer.kafka.clients import (
 )
 from stream_scorer.kafka.outputs import TOO_LARGE, Output, Record, answer_record
 from stream_scorer.kafka.routes import Routes
-from stream_scorer.protocol import Answer
+from stream_scorer.protocol import Answer, Signature
 
 _FULL_QUEUE_WAIT: Final = 0.1
 
@@ -50,7 +50,7 @@ class AnswerProducer:
     Args:
         settings: the settings.
         routes: where answers go.
-        model: the ``model`` header of every answer.
+        signature: what every answer tells of this worker.
         queue_full: called again and again while the queue is full; may raise to give up.
         largest_request: the largest record on the requests topic, in bytes.
 
@@ -63,13 +63,13 @@ class AnswerProducer:
         settings: Settings,
         routes: Routes,
         *,
-        model: str,
+        signature: Signature,
         queue_full: Callable[[], None],
         largest_request: int = 0,
     ) -> None:
         self._dead_letters = settings.topics.dead_letters
         self._routes = routes
-        self._model = model.encode()
+        self._signature = signature
         self._queue_full = queue_full
         self._again: deque[Callable[[], None]] = deque()
         self._alone: deque[Callable[[], None]] = deque()
@@ -90,7 +90,7 @@ class AnswerProducer:
             self._send_answer(output)
         else:
             # PERF: nearly all. What may be refused of it is looked at when it is.
-            record = answer_record(answer, self._routes, self._model)
+            record = answer_record(answer, self._routes, self._signature)
             self._produce(record, partial(self._refused, answer))
 
     def poll(self) -> None:
@@ -159,7 +159,7 @@ class AnswerProducer:
             self._sending_again = False
 
     def _send_answer(self, output: Output, *, alone: bool = False) -> None:
-        record = output.answer_record(self._routes, self._model)
+        record = output.answer_record(self._routes, self._signature)
         if record is not None:
             self._produce(record, partial(self._answer_refused, output, alone))
 

@@ -20,7 +20,7 @@ from stream_scorer.kafka.exactly_once import ExactlyOnce, Fenced
 from stream_scorer.kafka.producer import DeliveryFailed
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Status
-from tests.fakes import FakeTopics, request
+from tests.fakes import SIGNATURE, FakeTopics, request
 from tests.mock_cluster import DISCONNECT, Api, MockCluster, mock_cluster
 from tests.wire import RequestProducer, Send
 
@@ -82,7 +82,7 @@ class Rig:
             self.settings,
             cast("RequestConsumer", consumer),
             self.routes,
-            model="wine; version=1",
+            signature=SIGNATURE,
             waiting=self._wait,
         )
 

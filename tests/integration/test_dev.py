@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -50,6 +51,29 @@ def test_dev_answers_and_stops_on_ctrl_c(tmp_path: Path) -> None:
         assert len(children) == 2
         assert dev.stop(signal.SIGINT) == 0, dev.text
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def test_every_line_of_every_program_is_json_where_that_is_asked_for(tmp_path: Path) -> None:
+    conf = numbers_conf(tmp_path)
+    (port,) = free_ports(1)
+    environment = {
+        "SCORER_PORT": str(port),
+        "SCORER_LOGGING_JSON": "true",
+        "SCORER_WORKER_PROCESSES": "2",
+    }
+    with process(tmp_path / "log", "dev", "--conf", str(conf), environment=environment) as dev:
+        dev.wait_for("the line to try", lambda: "curl -X POST" in dev.text)
+        assert dev.stop(signal.SIGINT) == 0, dev.text
+        lines = [json.loads(line) for line in dev.text.splitlines()]
+    told = {(line["logger"], line["message"].partition(" ")[0]) for line in lines}
+    assert told >= {
+        ("stream_scorer.cli.options", "stream-scorer"),  # what dev says first
+        ("stream_scorer.cli.options", "Ready."),
+        ("stream_scorer.supervisor", "worker"),
+        ("stream_scorer.cli.worker", "scoring"),
+        ("gunicorn.error", "Listening"),
+        ("http_facade.replies", "replies"),
+    }
 
 
 def test_dev_ends_with_what_ended_its_worker(tmp_path: Path) -> None:

@@ -190,6 +190,13 @@ def test_a_pickled_model_is_refused_with_the_way_to_allow_it(shell: Shell) -> No
     assert shell.run("check").returncode == 0
 
 
+def test_where_lines_are_json_what_ends_a_command_is_one_too(shell: Shell) -> None:
+    done = shell.run("check", conf="logging: {json: true}")
+    assert done.returncode == 2
+    (line,) = [json.loads(text) for text in done.stderr.splitlines()]
+    assert (line["level"], "@ plugin" in line["message"]) == ("ERROR", True)
+
+
 def test_secrets_are_masked_where_the_conf_is_shown(shell: Shell) -> None:
     (shell.folder / "secret").write_text(CANARY, encoding="utf-8")
     shell.conf["kafka"] = {

@@ -30,7 +30,8 @@ DEFAULTS = yaml.safe_load(
     model_uri: null
     packages: []
     model: {allow_pickle: false, allow_code: false, trusted_types: [], roots: []}
-    logging: {level: INFO, format: "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+    logging: {level: INFO, json: false,
+              format: "%(asctime)s %(levelname)s %(name)s: %(message)s"}
     kafka: {bootstrap.servers: "localhost:9092", consumer: {}, producer: {}}
     topics: {requests: score-requests, results: score-results, replies: score-replies,
              dead_letters: score-requests.dlq, reply_allow: [], create: true, partitions: 4,
@@ -38,7 +39,8 @@ DEFAULTS = yaml.safe_load(
     worker: {group: stream-scorer, delivery: at_least_once, processes: 1, instance_id: null,
              max_turn: 4096, max_turn_bytes: 16777216, max_batch_size: 512, drain_timeout: 8,
              startup_timeout: 60, metrics_port: 0}
-    facade: {timeout: 10, async_timeout: 3600, max_pending: 1000, processes: 1}
+    facade: {timeout: 10, async_timeout: 3600, max_pending: 1000, max_pending_bytes: 67108864,
+             processes: 1, api_keys: [], examples: {}}
     limits: {payload_bytes: 900000, result_bytes: 900000, image_pixels: 25000000}
     """
 )
@@ -136,8 +138,16 @@ def test_settings_cannot_be_changed() -> None:
         ("worker: {drain_timeout: .inf}", "@ worker.drain_timeout"),
         ("worker: {startup_timeout: .nan}", "@ worker.startup_timeout"),
         ("facade: {timeout: -1}", "@ facade.timeout"),
+        ("facade: {max_pending_bytes: 0}", "@ facade.max_pending_bytes"),
+        ("facade: {api_keys: one-key-of-many-characters}", "must be a list @ facade.api_keys"),
+        ("facade: {examples: [a]}", "@ facade.examples"),
+        ("facade: {examples: {a/b: 1}}", "@ facade.examples.a/b"),
+        ("facade: {examples: {json: a}}", "'json' is not a media type @ facade.examples"),
+        ("facade: {examples: {image/*: a}}", "'image/*' is not a media type @ facade.examples"),
         ("limits: {payload_bytes: 0}", "@ limits.payload_bytes"),
         ("logging: {level: loud}", "'loud' is not a log level @ logging.level"),
+        ("logging: {json: perhaps}", "@ logging.json"),
+        ("logging: {as_json: true}", "unknown key @ logging.as_json"),
         ("logging: {format: '{message}'}", "@ logging.format"),
         ("logging: {format: '%(nothing)s'}", "@ logging.format"),
         ("logging: {format: '%(message)'}", "@ logging.format"),
@@ -261,7 +271,10 @@ def test_a_file_that_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> Non
         ("SCORER_TOPICS_CREATE", "false", "topics.create", False),
         ("SCORER_FACADE_TIMEOUT", "2.5", "facade.timeout", 2.5),
         ("SCORER_FACADE_ASYNC_TIMEOUT", "60", "facade.async_timeout", 60),
+        ("SCORER_FACADE_MAX_PENDING_BYTES", "1", "facade.max_pending_bytes", 1),
+        ("SCORER_FACADE_EXAMPLES", "{text/csv: a.csv}", "facade.examples", {"text/csv": "a.csv"}),
         ("SCORER_LOGGING_FORMAT", "[%(asctime)s] x", "logging.format", "[%(asctime)s] x"),
+        ("SCORER_LOGGING_JSON", "true", "logging.as_json", True),
         ("SCORER_HOST", "null", "host", "null"),
         ("SCORER_KAFKA_BOOTSTRAP_SERVERS", "a:1,b:2", "kafka.bootstrap", "a:1,b:2"),
     ],
@@ -326,6 +339,7 @@ def test_a_kafka_property_of_the_environment_is_taken_as_it_stands(password: str
         ("SCORER_NOTHING", "unknown setting @ SCORER_NOTHING"),
         ("SCORER_WORKER_NOTHING", "unknown setting @ SCORER_WORKER_NOTHING"),
         ("SCORER_WORKER_", "unknown setting @ SCORER_WORKER_"),
+        ("SCORER_LOGGING_AS_JSON", "unknown setting @ SCORER_LOGGING_AS_JSON"),
         ("SCORER_KAFKA_", "unknown setting @ SCORER_KAFKA_"),
         ("SCORER_PORT_NUMBER", "unknown setting @ SCORER_PORT_NUMBER"),
         ("SCORER_HOST_NAME", "unknown setting @ SCORER_HOST_NAME"),
@@ -442,6 +456,48 @@ def test_secrets_are_masked_where_settings_are_shown(
     assert "plain" in shown
     assert CANARY not in repr(settings)
     assert CANARY not in str(settings.kafka)
+
+
+def keys_of(settings: Settings) -> list[str]:
+    return [key.get_secret_value() for key in settings.facade.api_keys]
+
+
+def test_api_keys_come_from_files_and_variables_and_are_masked(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{CANARY}-of-a-file\n", encoding="utf-8")
+    conf = "facade: {api_keys: ['${file:key}', '${env:KEY}']}"
+    settings = load(tmp_path, conf, {"KEY": f"{CANARY}-of-a-variable"})
+    assert keys_of(settings) == [f"{CANARY}-of-a-file", f"{CANARY}-of-a-variable"]
+    assert f"api_keys: {MASK!r}" in settings.shown()
+    assert CANARY not in settings.shown() + repr(settings) + str(settings.facade)
+
+
+def test_api_keys_of_the_environment_win() -> None:
+    environ = {"SCORER_FACADE_API_KEYS": "['${env:KEY}', another-key-of-22-chars]", "KEY": "k" * 16}
+    assert keys_of(load_settings(None, environ)) == ["k" * 16, "another-key-of-22-chars"]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (f"{CANARY}abc", "a key has at least 16 characters"),
+        ("", "a key has at least 16 characters"),
+        (f"{CANARY} and a space", "a key has only characters from ! to ~"),
+        (f"{CANARY}\nanother-line", "a key has only characters from ! to ~"),
+        (f"{CANARY}-not-äscii", "a key has only characters from ! to ~"),
+        (f"{CANARY}-and-control\x7f", "a key has only characters from ! to ~"),
+        (1234567890123456, "valid string"),
+        ([f"{CANARY}-in-a-list"], "valid string"),
+    ],
+)
+def test_a_key_that_is_no_key_is_refused_and_not_told(
+    tmp_path: Path, key: object, message: str
+) -> None:
+    keys = ["a-key-of-many-characters", key]
+    told = refusal(tmp_path, yaml.safe_dump({"facade": {"api_keys": keys}}))
+    assert message in told
+    assert told.endswith("@ facade.api_keys.1")
+    assert "canary" not in told
+    assert "1234" not in told
 
 
 def test_what_has_no_secret_is_shown_whole() -> None:

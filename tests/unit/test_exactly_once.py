@@ -18,7 +18,7 @@ from stream_scorer.kafka.exactly_once import REQUEST_TIMEOUT, ExactlyOnce, Fence
 from stream_scorer.kafka.producer import DeliveryFailed
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Status, problem
-from tests.fakes import FakeClock, FakeProducer, FakeTopics, Sent, request
+from tests.fakes import SIGNATURE, FakeClock, FakeProducer, FakeTopics, Sent, request
 
 KNOWN = {"score-results": 4, "score-replies": 3, "score-requests.dlq": 2}
 METADATA = object()
@@ -146,7 +146,7 @@ class Rig:
             self.settings,
             cast("RequestConsumer", self.consumer),
             Routes(self.settings.topics, FakeTopics(KNOWN)),
-            model="wine; version=1",
+            signature=SIGNATURE,
             waiting=waiting,
         )
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from http_facade.calls import (
     ReplyLost,
     ReplyTimeout,
     RequestTooLarge,
+    Unauthorized,
     UnknownStatus,
 )
-from http_facade.resources import routes
-from http_facade.swagger import document
+from http_facade.metrics import Metrics
 from stream_scorer.config import Settings
 from stream_scorer.protocol import Header, Status, problem_body
 
@@ -55,12 +55,14 @@ class FakeClient:
     ready: bool = True
     alive: bool = True
     model: str | None = None
+    accepts: str | None = None
     calls: list[Call] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     place: Place | Exception | None = None
     """Where the reply to a request will be that nobody waits for; ``None``: it is there."""
     wait: float | None = None
     asked: list[Place] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=Metrics)
 
     def start(self) -> None:
         self.events.append("start")
@@ -68,7 +70,13 @@ class FakeClient:
     async def close(self) -> None:
         self.events.append("close")
 
-    async def call(self, payload: bytes, headers: Sequence[Header], timeout: float) -> Reply:
+    async def call(
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        timeout: float,
+        sent: Callable[[], None] | None = None,
+    ) -> Reply:
         self.calls.append(Call(payload, dict(headers), timeout))
         assert len({name for name, _ in headers}) == len(headers)
         if isinstance(self.outcome, Exception):
@@ -76,10 +84,15 @@ class FakeClient:
         return self.outcome
 
     async def submit(
-        self, payload: bytes, headers: Sequence[Header], lifetime: float, wait: float
+        self,
+        payload: bytes,
+        headers: Sequence[Header],
+        lifetime: float,
+        wait: float,
+        sent: Callable[[], None] | None = None,
     ) -> Reply | Place:
         self.wait = wait
-        reply = await self.call(payload, headers, lifetime)
+        reply = await self.call(payload, headers, lifetime, sent)
         return self._found(reply)
 
     async def find(self, place: Place) -> Reply | Place:
@@ -160,6 +173,11 @@ def test_a_reply_cannot_write_header_lines() -> None:
     assert headers["server-timing"].startswith("a??Set-Cookie: b=c???, total;dur=")
 
 
+def test_a_reply_cannot_make_header_lines_of_any_length() -> None:
+    headers = predict(FakeClient(Reply(b"", "ok", model="m" * 100_000))).headers
+    assert headers["x-model"] == "m" * 1024
+
+
 # ---- what reaches the worker ------------------------------------------------------------------
 
 
@@ -217,6 +235,7 @@ def test_the_timeout_is_that_of_the_settings() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [
+        (Unauthorized("why"), 401, "unauthorized"),
         (NotReady("why"), 503, "not-ready"),
         (Overloaded("why"), 503, "overloaded"),
         (DeliveryFailed("why"), 503, "delivery-failed"),
@@ -493,7 +512,9 @@ async def test_a_body_that_does_not_arrive_is_waited_for_as_long_as_an_answer(
 # ---- every response ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/api/status", "/livez", "/readyz", "/api/swagger", "/no/such"])
+@pytest.mark.parametrize(
+    "path", ["/api/status", "/livez", "/readyz", "/api/swagger", "/api/docs", "/no/such"]
+)
 def test_every_response_is_for_one_reader_and_names_no_software(path: str) -> None:
     headers = http(FakeClient()).simulate_get(path).headers
     assert headers["cache-control"] == "no-store"
@@ -569,79 +590,14 @@ def test_the_status_has_its_shape() -> None:
             "request": {"url_root": "http://localhost:5005/", "remote_addr": "127.0.0.1"},
         },
         "kafka": {"pending": 0},
-        "model": {"name": "not known yet"},
+        "model": {"name": "not known yet", "accepts": "not known yet"},
     }
 
 
-def test_the_status_names_the_model_that_answered() -> None:
-    found = http(FakeClient(model="file:model; version=1")).simulate_get("/api/status").json
-    assert found["model"] == {"name": "file:model; version=1"}
-
-
-# ---- swagger ----------------------------------------------------------------------------------
-
-
-def swagger() -> dict[str, Any]:
-    found: dict[str, Any] = http(FakeClient()).simulate_get("/api/swagger").json
-    return found
-
-
-def test_swagger_has_its_shape() -> None:
-    found = swagger()
-    assert (found["swagger"], found["basePath"]) == ("2.0", "/")
-    assert {"title", "version"} <= found["info"].keys()
-    post = found["paths"]["/api/predict"]["post"]
-    assert post["responses"]["200"]["description"] == "Success"
-    assert post["description"] == "Endpoint for scoring."
-    assert post["operationId"] == "post_predict"
-    assert post["tags"] == ["default"]
-    assert [parameter["in"] for parameter in post["parameters"]].count("body") == 1
-
-
-def test_swagger_describes_each_method_of_each_route_and_no_other() -> None:
-    table = routes(FakeClient(), Settings())
-    served = {
-        (path, name.removeprefix("on_"))
-        for path, resource in table.items()
-        for name in dir(resource)
-        if name.startswith("on_")
-    }
-    described = {
-        (path, method) for path, operations in swagger()["paths"].items() for method in operations
-    }
-    assert described == served
-
-
-def test_swagger_is_whole() -> None:
-    found = swagger()
-    operations = [one for methods in found["paths"].values() for one in methods.values()]
-    assert len({one["operationId"] for one in operations}) == len(operations)
-    for one in operations:
-        assert {"responses", "description", "operationId", "parameters", "tags"} <= one.keys()
-        assert one["produces"]
-        for code, response in one["responses"].items():
-            assert 200 <= int(code) < 600
-            assert response["description"].strip(" .;")
-            reference = response["schema"].get("$ref", "#/definitions/Problem")
-            assert reference.removeprefix("#/definitions/") in found["definitions"]
-        for parameter in one["parameters"]:
-            assert {"name", "in", "required"} <= parameter.keys()
-            assert ("schema" in parameter) == (parameter["in"] == "body")
-            assert ("type" in parameter) != (parameter["in"] == "body")
-
-
-def test_swagger_tells_every_status_that_scoring_can_end_in() -> None:
-    possible = {status.http for status in Status} | {
-        found.http for found in problems.PROBLEMS.values()
-    }
-    scored = set(swagger()["paths"]["/api/predict"]["post"]["responses"])
-    found = set(swagger()["paths"]["/api/predictions/{id}"]["get"]["responses"])
-    assert {int(code) for code in scored} == (possible | {202}) - {404, 410}
-    assert {int(code) for code in found} == (possible | {202}) - {408}
-
-
-def test_swagger_is_that_of_the_routes() -> None:
-    assert swagger() == orjson.loads(orjson.dumps(document(routes(FakeClient(), Settings()))))
+def test_the_status_names_the_model_that_answered_and_what_it_takes() -> None:
+    client = FakeClient(model="file:model; version=1", accepts="image/png, image/jpeg")
+    found = http(client).simulate_get("/api/status").json
+    assert found["model"] == {"name": "file:model; version=1", "accepts": "image/png, image/jpeg"}
 
 
 # ---- the life of the process ------------------------------------------------------------------

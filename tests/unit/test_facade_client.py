@@ -24,10 +24,11 @@ from http_facade.calls import (
 )
 from http_facade.client import RequestReplyClient, check_properties
 from http_facade.replies import Replies
-from http_facade.requests import Requests
+from http_facade.requests import Requests, request_properties
 from stream_scorer.config import ConfigError, Settings
+from tests.echo_worker import Asked, EchoWorker, Sent, reply
 from tests.kafka_server import MakeTopics, free_ports
-from tests.unit.test_facade_echo import Asked, EchoWorker, Sent, reply
+from tests.unit.test_facade_metrics import value
 
 PATIENCE = 30.0
 
@@ -165,15 +166,22 @@ async def test_two_processes_on_one_partition_skip_each_others_replies(settings:
             assert "orphan" not in counts(other)
 
 
-async def test_the_model_is_that_of_the_last_answer(settings: Settings) -> None:
-    names = iter([b"first; version=1", b"second; version=2"])
-    with echo(settings, lambda asked: [reply(asked, model=next(names))]):
+async def test_the_model_and_its_types_are_those_of_the_last_answer(settings: Settings) -> None:
+    told = iter(
+        [
+            {"model": b"first; version=1", "accepts": b"text/csv"},
+            {"model": b"second; version=2", "accepts": b"a/b, c/d"},
+            {"model": b"second; version=2"},  # a worker of an older version
+        ]
+    )
+    with echo(settings, lambda asked: [reply(asked, **next(told))]):
         async with ready_client(settings) as client:
-            assert client.model is None
-            await client.call(b"", [], PATIENCE)
-            assert client.model == "first; version=1"
-            await client.call(b"", [], PATIENCE)
-            assert client.model == "second; version=2"
+            assert (client.model, client.accepts) == (None, None)
+            assert (await client.call(b"", [], PATIENCE)).accepts == "text/csv"
+            assert (client.model, client.accepts) == ("first; version=1", "text/csv")
+            for _ in range(2):
+                await client.call(b"", [], PATIENCE)
+                assert (client.model, client.accepts) == ("second; version=2", "a/b, c/d")
 
 
 # ---- replies that answer nobody ---------------------------------------------------------------
@@ -471,6 +479,21 @@ async def test_a_full_queue_is_an_overload(settings: Settings) -> None:
         assert client.snapshot()["pending"] == 0
 
 
+async def test_a_payload_is_handed_over_once_it_is_queued(settings: Settings) -> None:
+    told: list[int] = []
+    with echo(settings, lambda _asked: []):
+        async with ready_client(settings) as client:
+            call = asyncio.create_task(
+                client.call(b"x", [], PATIENCE, lambda: told.append(len(client._pending)))
+            )
+            await until(lambda: told)
+            assert not call.done()
+            await client.close()
+            with pytest.raises(NotReady):
+                await call
+    assert told == [1]
+
+
 async def test_a_payload_over_the_clients_limit_is_told_apart(settings: Settings) -> None:
     async with ready_client(settings) as client:
         with pytest.raises(RequestTooLarge):
@@ -539,6 +562,26 @@ async def test_it_refuses_to_work_in_a_forked_child(settings: Settings) -> None:
             await client.call(b"", [], PATIENCE)
 
 
+# ---- metrics ----------------------------------------------------------------------------------
+
+
+async def test_the_gauges_show_who_waits_and_whether_it_is_ready(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("http_facade.client._LOOK_EVERY", 0.01)
+    client = RequestReplyClient(settings)
+    assert value(client.metrics.exposition(), "ready") == 0
+    client.start()
+    try:
+        await until(lambda: value(client.metrics.exposition(), "ready") == 1)
+        call = asyncio.create_task(client.call(b"", [], PATIENCE))
+        await until(lambda: value(client.metrics.exposition(), "pending") == 1)
+        call.cancel()
+        await until(lambda: value(client.metrics.exposition(), "pending") == 0)
+    finally:
+        await client.close()
+
+
 # ---- settings ---------------------------------------------------------------------------------
 
 
@@ -555,6 +598,19 @@ async def test_a_client_with_such_a_property_does_not_start() -> None:
     client = RequestReplyClient(settings)
     with pytest.raises(ConfigError):
         client.start()
+
+
+@pytest.mark.parametrize(
+    ("pending", "own", "kbytes"),
+    [(200_000_000, {}, 195_312), (1, {}, 2176), (1, {"queue.buffering.max.kbytes": 77}, 77)],
+)
+def test_the_producer_queues_as_much_as_may_be_pending(
+    pending: int, own: dict[str, Any], kbytes: int
+) -> None:
+    settings = Settings.model_validate(
+        {"facade": {"max_pending_bytes": pending}, "kafka": {"producer": own}}
+    )
+    assert request_properties(settings)["queue.buffering.max.kbytes"] == kbytes
 
 
 def test_good_properties_pass() -> None:

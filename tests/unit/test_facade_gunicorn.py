@@ -19,13 +19,22 @@ shown = {name: value for name, value in vars(conf).items() if name in known and 
 print(json.dumps(shown, default=lambda value: value.__name__))
 """
 
+HOOKS = (
+    *("on_starting", "when_ready", "pre_fork", "post_fork", "post_worker_init"),
+    *("pre_request", "child_exit", "on_exit"),
+)
 
-def load(conf: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+STARTING = "import http_facade.gunicorn_conf as conf; conf.on_starting(None)"
+
+
+def load(
+    conf: str, folder: Path, *, program: str = SHOW, **environ: str
+) -> subprocess.CompletedProcess[str]:
     file = folder / "conf.yaml"
     file.write_text(conf, encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if "SCORER" not in name}
     return subprocess.run(
-        [sys.executable, "-c", SHOW],
+        [sys.executable, "-c", program],
         env={**inherited, "PYTHONPATH": str(Path.cwd()), "SCORER_CONF": str(file), **environ},
         capture_output=True,
         text=True,
@@ -47,6 +56,7 @@ def test_the_defaults_are_safe(tmp_path: Path) -> None:
     assert found == {
         "bind": "localhost:5005",
         "workers": 1,
+        "worker_connections": 2000,
         "worker_class": "asgi",
         "asgi_lifespan": "on",
         "timeout": 30,
@@ -57,7 +67,7 @@ def test_the_defaults_are_safe(tmp_path: Path) -> None:
         "loglevel": "info",
         "errorlog": None,
         "accesslog": None,
-        "on_starting": "on_starting",
+        **{name: name for name in HOOKS},
     }
 
 
@@ -76,8 +86,43 @@ def test_addresses_of_both_kinds(host: str, bind: str, tmp_path: Path) -> None:
     assert loaded(f"host: '{host}'", tmp_path)["bind"] == bind
 
 
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [
+        ("0.0.0.0", True),  # noqa: S104
+        ("", True),
+        ("::", True),
+        ("192.0.2.1", True),
+        ("scorer.example", True),
+        ("localhost", False),
+        ("127.0.0.1", False),
+        ("127.3.2.1", False),
+        ("::1", False),
+    ],
+)
+def test_without_keys_only_this_machine_may_come_in_unwarned(
+    host: str, warned: bool, tmp_path: Path
+) -> None:
+    done = load(f"host: '{host}'", tmp_path, program=STARTING)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("facade.api_keys is not set") == warned
+
+
+def test_with_keys_there_is_no_warning(tmp_path: Path) -> None:
+    conf = "host: 0.0.0.0\nfacade: {api_keys: [a-key-of-many-characters]}"
+    assert load(conf, tmp_path, program=STARTING).stderr == ""
+
+
 def test_a_wrong_setting_is_one_line_and_exit_2(tmp_path: Path) -> None:
     done = load("facade: {timeout: -1}", tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "@ facade.timeout" in done.stderr
+
+
+def test_it_logs_as_the_settings_say(tmp_path: Path) -> None:
+    program = SHOW + "import logging; logging.getLogger('gunicorn.error').warning('told')"
+    for conf, told in (("logging: {format: '|%(message)s|'}", "|told|"), ("logging: {json: 1}", 0)):
+        done = load(conf, tmp_path, program=program)
+        (line,) = done.stderr.splitlines()
+        assert line == told if told else json.loads(line)["message"] == "told"

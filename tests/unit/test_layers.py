@@ -45,8 +45,9 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "health": _BASE | {"config", "metrics"},
     "worker": _ENGINE,
     "supervisor": _ENGINE | {"worker"},
-    "cli": _ENGINE | {"worker", "supervisor", "http_facade"},
-    "http_facade": _BASE | {"config", "kafka"},
+    "logs": _BASE | {"config"},
+    "cli": _ENGINE | {"http_facade", "logs", "supervisor", "worker"},
+    "http_facade": _BASE | {"config", "kafka", "logs"},
 }
 """Each room (a file or folder of ``stream_scorer``, or ``http_facade``) and what it may import."""
 
@@ -297,6 +298,11 @@ def imported_by(statement: str) -> set[str]:
 
 def test_importing_the_package_costs_nothing() -> None:
     assert imported_by("import stream_scorer") == {"stream_scorer"}
+
+
+def test_importing_what_sets_logging_up_costs_nothing() -> None:
+    brought = imported_by("import stream_scorer.logs")
+    assert brought - imported_by("import logging, threading, typing") == {"stream_scorer"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from stream_scorer.config import Topics
 from stream_scorer.kafka.outputs import MAX_ECHO_BYTES, REFUSALS, TOO_LARGE, Output
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Failure, Status, problem
-from tests.fakes import FakeTopics, request
+from tests.fakes import SIGNATURE, FakeTopics, request
 
 ROUTES = Routes(
     Topics(), FakeTopics({"score-results": 4, "score-replies": 3, "score-requests.dlq": 2})
@@ -31,7 +31,7 @@ def failed(**fields: Any) -> Output:
 
 def test_a_result_has_no_letter() -> None:
     output = scored(key=b"k")
-    record = output.answer_record(ROUTES, b"m")
+    record = output.answer_record(ROUTES, SIGNATURE)
     assert record is not None
     assert record[:4] == ("score-results", 3, b"k", b"[1]")
     assert output.letter_record(ROUTES, DLQ) is None
@@ -51,7 +51,7 @@ def test_a_result_that_is_too_large_becomes_a_small_problem_and_a_letter(code: i
     large = b"x" * (MAX_ECHO_BYTES + 1)
     output = scored(key=large, correlation_id=b"c", passed_through=[("x-a", large)])
     assert output.answer_refused(KafkaError(code))
-    record = output.answer_record(ROUTES, b"m")
+    record = output.answer_record(ROUTES, SIGNATURE)
     assert record is not None
     headers = dict(record.headers)
     assert (record.key, headers["status"], headers["correlation-id"]) == (
@@ -70,7 +70,7 @@ def test_what_is_still_too_large_is_given_up_and_kept_as_a_letter() -> None:
     error = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
     assert output.answer_refused(error)
     assert output.answer_refused(error)
-    assert output.answer_record(ROUTES, b"m") is None
+    assert output.answer_record(ROUTES, SIGNATURE) is None
     assert output.letter_record(ROUTES, DLQ) is not None
     assert not output.answer_refused(error), "there is nothing left to mend"
 
@@ -79,7 +79,7 @@ def test_what_is_still_too_large_is_given_up_and_kept_as_a_letter() -> None:
 def test_an_address_that_is_not_there_is_told_on_the_results(code: int) -> None:
     output = scored(reply_topic="score-replies", reply_partition=1)
     assert output.answer_refused(KafkaError(code))
-    record = output.answer_record(ROUTES, b"m")
+    record = output.answer_record(ROUTES, SIGNATURE)
     assert record is not None
     assert record[:2] == ("score-results", 3)
     assert "score-replies" in json.loads(record.value or b"")["detail"]

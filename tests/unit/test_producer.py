@@ -12,7 +12,7 @@ from stream_scorer.kafka.outputs import MAX_ECHO_BYTES
 from stream_scorer.kafka.producer import AnswerProducer, DeliveryFailed
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Failure, Request, Status, problem
-from tests.fakes import FakeProducer, FakeTopics, Sent, request
+from tests.fakes import SIGNATURE, FakeProducer, FakeTopics, Sent, request
 
 KNOWN = {"score-results": 4, "score-replies": 3, "score-requests.dlq": 2}
 TOO_LARGE = [KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE]
@@ -44,7 +44,7 @@ class Rig:
         return AnswerProducer(
             self.settings,
             Routes(self.settings.topics, FakeTopics(KNOWN)),
-            model="wine; version=1",
+            signature=SIGNATURE,
             queue_full=lambda: self.queue_full(),
             largest_request=largest_request,
         )
@@ -92,7 +92,7 @@ def test_an_answer_goes_to_its_address_with_key_body_and_headers(rig: Rig) -> No
     (sent,) = rig.client.sent
     assert (sent.topic, sent.partition) == ("score-replies", 2)
     assert (sent.key, sent.value) == (b"k", b"[1]")
-    assert sent.headers == answer.headers(b"wine; version=1")
+    assert sent.headers == answer.headers(SIGNATURE)
 
 
 def test_without_a_reply_address_it_goes_to_the_results_in_order(rig: Rig) -> None:

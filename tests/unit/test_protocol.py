@@ -13,6 +13,7 @@ from stream_scorer.protocol import (
     DeadLetter,
     Failure,
     Request,
+    Signature,
     Status,
     last_header,
     printable,
@@ -20,7 +21,7 @@ from stream_scorer.protocol import (
     problem_body,
     stage_times,
 )
-from tests.fakes import request
+from tests.fakes import SIGNATURE, request
 
 
 def read(*headers: tuple[str, bytes | None], default: str | None = None) -> Request:
@@ -172,7 +173,7 @@ def test_no_headers_can_make_reading_raise(headers: list[tuple[str, bytes | None
     assert found.headers == headers
     answer = problem(found, Status.INVALID_REQUEST, found.fault or "")
     assert json.loads(answer.body)["detail"] == (found.fault or "")
-    for _, value in answer.headers(b"m"):
+    for _, value in answer.headers(SIGNATURE):
         assert isinstance(value, bytes)
 
 
@@ -187,7 +188,7 @@ def test_an_answer_carries_the_headers_of_the_contract() -> None:
     answer = Answer(
         asked, Status.OK, "application/json", b"[]", stage_times(0.5, 2, 0.0004), queue=1
     )
-    assert answer.headers("modèle; version=1".encode()) == [
+    assert answer.headers(Signature.of("modèle; version=1", ())) == [
         ("content-type", b"application/json"),
         ("status", b"ok"),
         ("request", b"score-requests/3/14"),
@@ -202,14 +203,22 @@ def test_an_answer_carries_the_headers_of_the_contract() -> None:
     ]
 
 
+@pytest.mark.parametrize("status", [Status.OK, Status.UNSUPPORTED_CONTENT_TYPE])
+def test_a_reply_tells_what_is_accepted_and_no_other_answer_does(status: Status) -> None:
+    signature = Signature.of("m", ("image/png", "image/*"))
+    replied = Answer(request(reply_topic="score-replies"), status, "application/json", b"[]")
+    assert dict(replied.headers(signature))["accepts"] == b"image/png, image/*"
+    assert "accepts" not in dict(Answer(request(), status, "a/b", b"").headers(signature))
+
+
 def test_without_a_correlation_id_the_answer_has_none() -> None:
     answer = Answer(request(), Status.OK, "application/json", b"[]")
-    assert "correlation-id" not in dict(answer.headers(b""))
+    assert "correlation-id" not in dict(answer.headers(SIGNATURE))
 
 
 def test_an_empty_correlation_id_comes_back() -> None:
     answer = Answer(request(correlation_id=b""), Status.OK, "application/json", b"[]")
-    assert dict(answer.headers(b""))["correlation-id"] == b""
+    assert dict(answer.headers(SIGNATURE))["correlation-id"] == b""
 
 
 def test_a_problem_is_told_in_the_form_of_rfc_9457() -> None:

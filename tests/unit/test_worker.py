@@ -66,6 +66,7 @@ class Rig:
             cast("Topics", FakeTopics(KNOWN)),
             self.scorer,
             "wine; version=1",
+            ("application/json",),
         )
 
     def start(self, *partitions: int) -> None:

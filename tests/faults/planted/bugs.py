@@ -107,7 +107,7 @@ def answers_outside() -> None:
     producers: list[Producer] = []
 
     def send(self: ExactlyOnce, output: Output) -> None:
-        record = output.answer_record(self._routes, self._model)
+        record = output.answer_record(self._routes, self._signature)
         assert record is not None
         if not producers:
             producers.append(Producer(producer_properties(self._settings)))
