@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_scorer.plugins.models import fetch_requirements
 from tests.engine import ROOT
 from tests.kafka_server import free_ports
 
@@ -140,6 +141,16 @@ def test_a_registered_model_scores(uri: str, registry: str, run_id: str) -> None
     assert told.startswith(f"model {uri}; version=")
     if uri.startswith("models:"):
         assert told.endswith("; version=1")
+
+
+@pytest.mark.parametrize("uri", ["models:/wine/1", "models:/wine@champion", "runs:/{run}/model"])
+def test_a_registered_model_s_requirements_are_fetched_alone(
+    uri: str, registry: str, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
+    path = fetch_requirements(uri.format(run=run_id))
+    assert path.read_text() == (SAMPLE / "model" / "requirements.txt").read_text()
+    assert [*path.parent.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("uri", ["models:/wine/7", "models:/wine@nobody", "models:/beer/1"])
