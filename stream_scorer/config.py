@@ -28,10 +28,10 @@ from pydantic import (
 )
 
 from stream_scorer.errors import SetupError
+from stream_scorer.masking import MASK, mask_credentials
 
 DEFAULT_PATH: Final = Path("conf.yaml")
 ENVIRONMENT_PREFIX: Final = "SCORER_"
-MASK: Final = "********"
 
 OWNED_PROPERTIES: Final = {
     "group.id": "set worker.group instead",
@@ -143,6 +143,7 @@ class Model(_Section):
 
     allow_pickle: bool = False
     allow_code: bool = False
+    install_requirements: bool = False
     trusted_types: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
     """Folders and beginnings of registry URIs that models may come from; none: any."""
@@ -297,6 +298,9 @@ class Settings(_Section):
         Where it is in neither, the path is returned as it stands, for the error message.
         """
         return _locate(path, self._folder)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [*_masked(self.model_dump(mode="json")).items()]
 
     @property
     def member_id(self) -> str:
@@ -464,4 +468,6 @@ def _masked(value: Any, key: str = "") -> Any:
         return MASK
     if isinstance(value, dict):
         return {name: _masked(item, name) for name, item in value.items()}
-    return value
+    if isinstance(value, list):
+        return [_masked(item) for item in value]
+    return mask_credentials(value) if isinstance(value, str) else value

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from stream_scorer.cli.environment import enter_environment
 from stream_scorer.cli.options import conf_option, read_settings
 
 
@@ -32,6 +33,8 @@ def command(
     answer is a problem.
     """
     settings = read_settings(conf)
+    if file is not None or not show_conf:
+        enter_environment(settings)
     if show_conf:
         click.echo(settings.shown(), nl=False)
         if file is None:

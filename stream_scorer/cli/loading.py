@@ -1,4 +1,4 @@
-"""From settings to a scorer: packages checked, plugin and model loaded."""
+"""From settings to a scorer: plugin and model loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from stream_scorer.config import ConfigError, Settings
 from stream_scorer.plugins.loading import DEFAULT_PLUGIN, AnyPlugin, load_plugin
 from stream_scorer.plugins.models import ModelFolder, fetch_model, load_model
-from stream_scorer.plugins.packages import check_packages
 from stream_scorer.plugins.trust import check_model, check_root
 from stream_scorer.scorer import Observer, Scorer
 
@@ -25,11 +24,10 @@ def load_scorer(settings: Settings, observer: Observer | None = None) -> Loaded:
     """Load what the settings name; ``observer`` is told how scoring goes.
 
     Raises:
-        SetupError: a package, the plugin or the model is missing or cannot be used.
+        SetupError: the plugin or the model is missing or cannot be used.
     """
     if settings.model_uri is None:
         raise ConfigError("which model scores must be set @ model_uri")
-    check_packages(settings.packages)
     plugin = load_plugin(
         settings.plugin or DEFAULT_PLUGIN, settings.locate, roots=settings.plugin_roots
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from stream_scorer.cli.environment import enter_environment, make_environment
 from stream_scorer.cli.options import conf_option, read_settings
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ def command(conf: Path | None, supervised: bool) -> None:
         settings.worker.ready_file.unlink(missing_ok=True)  # of one that was killed
     check_properties(settings)
     if settings.worker.processes > 1:
+        # Before they start: each then enters it by itself, as it is when that one starts.
+        make_environment(settings)
         _supervise(settings, conf)
     else:
+        enter_environment(settings)
         _work(settings, supervised)
 
 

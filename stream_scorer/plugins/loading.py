@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from stream_scorer.errors import SetupError
+from stream_scorer.plugins.original import adapted, base_class_provided, is_original
 from stream_scorer.plugins.plugin import Plugin
 
 DEFAULT_CLASS: Final = "Plugin"
@@ -51,17 +52,25 @@ def load_plugin(
                 f"plugin {place}: no such file, from {Path.cwd()} or from the conf's folder"
             )
         _check_root(place, path, roots, locate)
-        module = _run(place, path, lambda: _import_file(path))
+        with base_class_provided():
+            module = _run(place, path, lambda: _import_file(path))
     else:
         if place != DEFAULT_PLUGIN:
             _check_root(place, _top_level(place), roots, locate)
-        module = _run(place, None, lambda: importlib.import_module(place))
+        with base_class_provided():
+            module = _run(place, None, lambda: importlib.import_module(place))
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
         raise PluginError(f"{_where(module)}: there is no class {class_name}")
     _check(found, module)
-    plugin: AnyPlugin = _run(place, Path(getattr(module, "__file__", None) or place), found)
-    return plugin
+    path = Path(getattr(module, "__file__", None) or place)
+    made = _run(place, path, found)
+    if isinstance(made, Plugin):
+        return made
+    content_type = _run(place, path, made.request_content_type)
+    if not _is_media_range(content_type):
+        raise PluginError(f"{_where(module, found)}: request_content_type() gives no media type")
+    return adapted(made, content_type)
 
 
 def _check_root(
@@ -102,10 +111,12 @@ def _import_file(path: Path) -> ModuleType:
 
 def _check(found: type, module: ModuleType) -> None:
     where = f"{_where(module, found)}: class {found.__name__}"
-    if not issubclass(found, Plugin):
+    if not issubclass(found, Plugin) and not is_original(found):
         raise PluginError(f"{where} is not a stream_scorer.plugins.Plugin")
-    if missing := sorted(found.__abstractmethods__):
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise PluginError(f"{where} has no method {', '.join(missing)}")
+    if not issubclass(found, Plugin):
+        return
     types = getattr(found, "content_types", None)
     if not isinstance(types, tuple) or not types or not all(_is_media_range(t) for t in types):
         raise PluginError(f"{where}: content_types must be a tuple of media types")

@@ -61,19 +61,7 @@ def fetch_model(uri: str, locate: Callable[[str], Path] = Path) -> ModelFolder:
     Raises:
         ModelError: it is not there, or the registry does not answer.
     """
-    try:
-        scheme = urlsplit(uri).scheme
-    except ValueError as error:
-        raise ModelError(f"model_uri {uri}: {error}") from None
-    if scheme in {"models", "runs"}:
-        path = _download(uri)
-    elif scheme in {"file", ""}:
-        path = locate(local_path(uri))
-    else:
-        raise ModelError(
-            f"model_uri {uri}: must be a path, file:, models:/name/version, models:/name@alias "
-            "or runs:/"
-        )
+    path = _find(uri, locate)
     if not path.is_dir():
         raise ModelError(f"model_uri {uri}: no such folder")
     description = _read_yaml(path / "MLmodel", uri)
@@ -81,6 +69,19 @@ def fetch_model(uri: str, locate: Callable[[str], Path] = Path) -> ModelFolder:
     if not isinstance(flavors, dict):
         raise ModelError(f"model_uri {uri}: its MLmodel file names no flavors")
     return ModelFolder(path, uri, _version(path, description), flavors)
+
+
+def fetch_requirements(uri: str, locate: Callable[[str], Path] = Path) -> Path:
+    """Find a model's own requirements.txt; of a registry's model, nothing else is fetched.
+
+    Args:
+        uri: as for ``fetch_model``.
+        locate: finds a relative path.
+
+    Raises:
+        ModelError: the registry does not have it, or does not answer.
+    """
+    return _find(uri, locate, "requirements.txt")
 
 
 def load_model(plugin: AnyPlugin, folder: ModelFolder) -> Any:
@@ -96,6 +97,22 @@ def load_model(plugin: AnyPlugin, folder: ModelFolder) -> Any:
         raise ModelError(f"model_uri {folder.uri}: cannot be loaded: {told}") from error
 
 
+def _find(uri: str, locate: Callable[[str], Path], file: str = "") -> Path:
+    """A model's folder, or one file of it."""
+    try:
+        scheme = urlsplit(uri).scheme
+    except ValueError as error:
+        raise ModelError(f"model_uri {uri}: {error}") from None
+    if scheme in {"models", "runs"}:
+        return _download(uri, file)
+    if scheme in {"file", ""}:
+        return locate(local_path(uri)) / file
+    raise ModelError(
+        f"model_uri {uri}: must be a path, file:, models:/name/version, models:/name@alias "
+        "or runs:/"
+    )
+
+
 def local_path(uri: str) -> str:
     """The path in a ``file:`` URI, or the path that it is."""
     # "file:samples/x" is no proper URI, but what people write.
@@ -103,13 +120,13 @@ def local_path(uri: str) -> str:
     return unquote(urlsplit(uri).path) if rest.startswith("//") else rest
 
 
-def _download(uri: str) -> Path:
+def _download(uri: str, file: str) -> Path:
     for name, value in REGISTRY_RETRIES.items():
         os.environ.setdefault(name, value)
     from mlflow.artifacts import download_artifacts
 
     try:
-        return Path(download_artifacts(artifact_uri=uri))
+        return Path(download_artifacts(artifact_uri=f"{uri}/{file}" if file else uri))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         # The registry's address may hold a password.

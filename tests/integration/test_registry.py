@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from stream_scorer.plugins.models import fetch_requirements
 from tests.engine import ROOT
 from tests.kafka_server import free_ports
 from tests.mlflow_python import mlflow_python
@@ -115,6 +116,16 @@ def test_a_registered_model_scores(uri: str, registry: str, run_id: str) -> None
     assert told.startswith(f"model {uri}; version=")
     if uri.startswith("models:"):
         assert told.endswith("; version=1")
+
+
+@pytest.mark.parametrize("uri", ["models:/wine/1", "models:/wine@champion", "runs:/{run}/model"])
+def test_a_registered_model_s_requirements_are_fetched_alone(
+    uri: str, registry: str, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
+    path = fetch_requirements(uri.format(run=run_id))
+    assert path.read_text() == (SAMPLE / "model" / "requirements.txt").read_text()
+    assert [*path.parent.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("uri", ["models:/wine/7", "models:/wine@nobody", "models:/beer/1"])

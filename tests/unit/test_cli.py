@@ -169,8 +169,8 @@ def test_a_conf_that_is_not_there_is_named(shell: Shell) -> None:
         ("plugin: missing.py\nmodel_uri: model", "plugin missing.py: no such file"),
         ("plugin: plugin.py\nmodel_uri: missing", "model_uri missing: no such folder"),
         (
-            "plugin: plugin.py\nmodel_uri: model\npackages: [no-such-package]",
-            "pip install no-such-package",
+            "plugin: plugin.py\nmodel_uri: model\npackages: [-r other.txt]",
+            "'-r other.txt' is not a package requirement @ packages",
         ),
     ],
 )

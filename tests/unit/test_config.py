@@ -10,13 +10,13 @@ import yaml
 
 from stream_scorer.config import (
     CODE_PROPERTIES,
-    MASK,
     OWNED_PROPERTIES,
     ConfigError,
     Settings,
     Topics,
     load_settings,
 )
+from stream_scorer.masking import MASK
 
 CANARY = "canary-7f3a"
 
@@ -29,7 +29,8 @@ DEFAULTS = yaml.safe_load(
     plugin_roots: []
     model_uri: null
     packages: []
-    model: {allow_pickle: false, allow_code: false, trusted_types: [], roots: []}
+    model: {allow_pickle: false, allow_code: false, install_requirements: false,
+            trusted_types: [], roots: []}
     logging: {level: INFO, json: false,
               format: "%(asctime)s %(levelname)s %(name)s: %(message)s"}
     kafka: {bootstrap.servers: "localhost:9092", consumer: {}, producer: {}}
@@ -259,6 +260,7 @@ def test_a_file_that_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> Non
         ("SCORER_HOST", "scorer.local", "host", "scorer.local"),
         ("SCORER_MODEL_URI", "models:/wine@champion", "model_uri", "models:/wine@champion"),
         ("SCORER_MODEL_ALLOW_PICKLE", "true", "model.allow_pickle", True),
+        ("SCORER_MODEL_INSTALL_REQUIREMENTS", "true", "model.install_requirements", True),
         ("SCORER_MODEL_TRUSTED_TYPES", "[a.B, c.D]", "model.trusted_types", ("a.B", "c.D")),
         ("SCORER_MODEL", "{allow_pickle: true}", "model.allow_pickle", True),
         ("SCORER_PACKAGES", " [numpy]", "packages", ("numpy",)),
@@ -498,6 +500,16 @@ def test_a_key_that_is_no_key_is_refused_and_not_told(
     assert told.endswith("@ facade.api_keys.1")
     assert "canary" not in told
     assert "1234" not in told
+
+
+def test_credentials_in_addresses_are_masked_where_settings_are_shown(tmp_path: Path) -> None:
+    address = f"https://me:{CANARY}@example.org/x.whl?sig={CANARY}"
+    settings = load(tmp_path, yaml.safe_dump({"packages": ["numpy", f"x @ {address}"]}))
+    assert settings.packages[1].endswith(address)
+    assert CANARY not in settings.shown()
+    assert CANARY not in repr(settings)
+    shown = yaml.safe_load(settings.shown())["packages"]
+    assert shown == ["numpy", f"x @ https://{MASK}@example.org/x.whl?{MASK}"]
 
 
 def test_what_has_no_secret_is_shown_whole() -> None:

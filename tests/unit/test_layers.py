@@ -15,7 +15,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("stream_scorer", "http_facade")
 
-_BASE: Final = frozenset({"errors", "failpoints", "protocol"})
+_BASE: Final = frozenset({"errors", "failpoints", "masking", "protocol"})
 _ENGINE: Final = _BASE | {
     "admission",
     "background",
@@ -33,6 +33,7 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "__main__": frozenset({"cli"}),
     "errors": frozenset(),
     "failpoints": frozenset({"errors"}),
+    "masking": frozenset(),
     "protocol": frozenset(),
     "admission": frozenset(),
     "background": frozenset(),
