@@ -75,7 +75,7 @@ def _check(found: type, module: ModuleType) -> None:
     if not issubclass(found, Plugin):
         raise PluginError(f"{where} is not a stream_scorer.plugins.Plugin")
     if missing := sorted(found.__abstractmethods__):
-        raise PluginError(f"{where} has no method {', '.join(missing)}")
+        raise PluginError(f"{where} has no {', '.join(missing)}")
     types = getattr(found, "content_types", None)
     if not isinstance(types, tuple) or not types or not all(_is_media_range(t) for t in types):
         raise PluginError(f"{where}: content_types must be a tuple of media types")

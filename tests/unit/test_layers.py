@@ -37,7 +37,7 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "admission": frozenset(),
     "background": frozenset(),
     "config": _BASE,
-    "plugins": _BASE,
+    "plugins": _BASE | {"media_types"},
     "media_types": _BASE,
     "scorer": _BASE | {"media_types", "plugins"},
     "kafka": _BASE | {"background", "config"},
