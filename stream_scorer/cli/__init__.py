@@ -11,7 +11,7 @@ import click
 from stream_scorer import __version__
 from stream_scorer.errors import ScorerError
 
-COMMANDS: Final = ("dev", "worker", "facade", "check", "send")
+COMMANDS: Final = ("dev", "worker", "facade", "check", "send", "new")
 
 
 class _Commands(click.Group):

@@ -40,12 +40,13 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "plugins": _BASE | {"media_types"},
     "media_types": _BASE,
     "scorer": _BASE | {"media_types", "plugins"},
+    "timing": _BASE | {"scorer"},
     "kafka": _BASE | {"background", "config"},
     "metrics": _BASE | {"config"},
     "health": _BASE | {"config", "metrics"},
     "worker": _ENGINE,
     "supervisor": _ENGINE | {"worker"},
-    "cli": _ENGINE | {"worker", "supervisor", "http_facade"},
+    "cli": _ENGINE | {"timing", "worker", "supervisor", "http_facade"},
     "http_facade": _BASE | {"config", "kafka"},
 }
 """Each room (a file or folder of ``stream_scorer``, or ``http_facade``) and what it may import."""
