@@ -106,8 +106,9 @@ def test_what_is_done_once_for_a_size_is_not_counted(clock: Clock) -> None:
             self.clock.now += 0.0 if len(instances) in self.batches else 1.0
             return super().predict(model, instances)
 
-    found = timed(Tracing(clock, batch=0.1), [1, 2])
-    assert [each.total for each in found] == pytest.approx([0.1, 0.1])
+    # So slow that there is time for one more call only.
+    (found,) = timed(Tracing(clock, batch=9), [1, 2])
+    assert found.total == pytest.approx(9)
 
 
 def test_it_ends_before_it_takes_too_long(clock: Clock) -> None:
