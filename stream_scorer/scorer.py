@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Mapping, Sequence, Set
-from functools import lru_cache
 from time import perf_counter
 from typing import Any, Final, Literal, Protocol
 
-from falcon import mediatypes
-
+from stream_scorer import media_types
 from stream_scorer.failpoints import failpoint
 from stream_scorer.plugins import InvalidPayload, Plugin
 from stream_scorer.protocol import Answer, Failure, Request, Status, problem, stage_times
@@ -23,8 +21,6 @@ _log = logging.getLogger(__name__)
 
 MAX_CULPRITS: Final = 8
 """Failures in one batch after which the rest of it is given up: the model is broken."""
-
-_MAX_MEDIA_TYPE: Final = 255
 
 # PERF: looked up through the class, a member of an Enum costs as much as a small function.
 _OK: Final = Status.OK
@@ -99,7 +95,7 @@ class Scorer:
                 Status.UNSUPPORTED_CONTENT_TYPE,
                 f"the content-type header is missing; accepted: {', '.join(accepted)}",
             )
-        if not _accepts(accepted, content_type):
+        if not media_types.accepts(accepted, content_type):
             return problem(
                 request,
                 Status.UNSUPPORTED_CONTENT_TYPE,
@@ -234,24 +230,8 @@ def _check_media_type(text: str) -> None:
         raise ValueError(f"{text!r} is not a media type")
 
 
-def _accepts(media_ranges: tuple[str, ...], content_type: str) -> bool:
-    # What is remembered comes from callers, so it is bounded in bytes too.
-    return len(content_type) <= _MAX_MEDIA_TYPE and _matches(media_ranges, content_type)
-
-
-@lru_cache(maxsize=1024)
-def _matches(media_ranges: tuple[str, ...], content_type: str) -> bool:
-    if "*" in content_type.partition(";")[0]:
-        return False  # a range, not a type
-    try:
-        # Types are the same in any case (RFC 9110).
-        return mediatypes.quality(content_type.lower(), ", ".join(media_ranges).lower()) > 0
-    except ValueError:
-        return False
-
-
 def _shortened(text: str) -> str:
-    return text if len(text) <= _MAX_MEDIA_TYPE else f"{text[:_MAX_MEDIA_TYPE]}…"
+    return text if len(text) <= media_types.LONGEST else f"{text[: media_types.LONGEST]}…"
 
 
 def _text(error: InvalidPayload) -> str:

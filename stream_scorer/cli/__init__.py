@@ -12,7 +12,7 @@ from stream_scorer import __version__
 from stream_scorer.cli.options import tell
 from stream_scorer.errors import ScorerError
 
-COMMANDS: Final = ("dev", "worker", "facade", "check", "send")
+COMMANDS: Final = ("dev", "worker", "facade", "check", "send", "new")
 
 
 class _Commands(click.Group):

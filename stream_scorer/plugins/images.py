@@ -6,7 +6,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -69,13 +69,43 @@ def greyscale(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
     Raises:
         InvalidPayload: the image is damaged: its pixels name colours that it does not have.
     """
+    return _resized(image, _luminance, width, height)
+
+
+def rgb(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+    """Turn an image of any mode and size into one of red, green and blue of a fixed size.
+
+    What is grey becomes three equal colours; for the rest see ``greyscale``.
+
+    Returns:
+        An array of shape (height, width, 3), each from 0 to 255.
+
+    Raises:
+        InvalidPayload: the image is damaged: its pixels name colours that it does not have.
+    """
+    return _resized(image, _colours, width, height)
+
+
+def _resized(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image], width: int, height: int
+) -> NDArray[np.uint8]:
     try:
-        grey = _luminance(image)
+        converted = convert(image)
     except _UNREADABLE:
         raise InvalidPayload("the image is damaged: its colours cannot be read") from None
-    if grey.size != (width, height):
-        grey = grey.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(grey)
+    if converted.size != (width, height):
+        converted = converted.resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(converted)
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _luminance(image).convert("RGB")
+    if image.has_transparency_data:
+        paint = image.convert("RGBA")
+        opacity = paint.getchannel("A")
+        return ImageChops.multiply(paint.convert("RGB"), Image.merge("RGB", [opacity] * 3))
+    return image.convert("RGB")
 
 
 def _luminance(image: Image.Image) -> Image.Image:

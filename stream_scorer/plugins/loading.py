@@ -114,7 +114,7 @@ def _check(found: type, module: ModuleType) -> None:
     if not issubclass(found, Plugin) and not is_original(found):
         raise PluginError(f"{where} is not a stream_scorer.plugins.Plugin")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
-        raise PluginError(f"{where} has no method {', '.join(missing)}")
+        raise PluginError(f"{where} has no {', '.join(missing)}")
     if not issubclass(found, Plugin):
         return
     types = getattr(found, "content_types", None)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
+import json
+from collections.abc import Sequence, Set
 from typing import Any, Final
 
 import msgspec
@@ -12,14 +11,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from stream_scorer.plugins.columns import LARGEST, order_of
 from stream_scorer.plugins.plugin import InvalidPayload
 
 _NAMES: Final = frozenset({str})
 _NUMBERS: Final = frozenset({int, float})
-_LARGEST: Final = float(np.finfo(np.float32).max)
-_LARGEST_SQUARE: Final = _LARGEST**2
-_MOST_NAMES: Final = 10
-_LONGEST_NAME: Final = 60
+_LARGEST_SQUARE: Final = LARGEST**2
 
 
 def decode_split_json(
@@ -48,11 +45,74 @@ def decode_split_json(
     # ValueError: rows of different lengths; RecursionError: something deep beside them.
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return _look_closely(payload, columns, ignored)
-    order = _order(table.columns, tuple(columns), tuple(ignored))
+    order = order_of(table.columns, tuple(columns), tuple(ignored))
     # No value is larger than the length of the vector they all make: one call for all of them.
     if values.shape[1:] != (len(table.columns),) or np.vdot(values, values) > _LARGEST_SQUARE:
         return _look_closely(payload, columns, ignored)
     return values[:, order]
+
+
+def decode_json_rows(
+    payload: bytes, columns: Sequence[str], *, ignored: Sequence[str] = ()
+) -> NDArray[np.float64]:
+    """Read a JSON list of rows: each an object of named numbers, or a list of numbers.
+
+    Args:
+        payload: ``[{name: number, …}, …]``, the names in any order; or ``[[number, …], …]``, the
+            numbers in the order of ``columns``.
+        columns: the names the model needs.
+        ignored: names that may be sent in objects and are left out, whatever their values.
+
+    Returns:
+        The same as ``decode_split_json``.
+
+    Raises:
+        InvalidPayload: not such JSON, no rows, a value that is not a number or is too large, or
+            names missing, unknown or doubled: these are named, and the row.
+    """
+    try:
+        rows = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise InvalidPayload(f"the payload is not JSON: {error}") from None
+    if not isinstance(rows, list) or not rows:
+        raise InvalidPayload("expected a JSON list of rows, at least one")
+    if isinstance(rows[0], dict):
+        rows = _listed_rows(rows, payload, columns, ignored)
+    return _row_by_row(rows, columns, columns)
+
+
+def _listed_rows(
+    rows: list[Any], payload: bytes, columns: Sequence[str], ignored: Sequence[str]
+) -> list[list[Any]]:
+    """The values of objects, in the order of ``columns``."""
+    listed = []
+    known: Set[str] | None = None
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InvalidPayload(f"row {number} is not an object, as row 0 is")
+        if row.keys() != known:
+            try:
+                order_of(tuple(row), tuple(columns), tuple(ignored))
+            except InvalidPayload as error:
+                raise InvalidPayload(f"row {number}: {error}") from None
+            known = row.keys()
+        listed.append([row[name] for name in columns])
+    # Of a name sent twice the reader has kept the last value, but both colons are in the payload.
+    if payload.count(b":") > sum(map(len, rows)):
+        _refuse_doubled_names(payload)
+    return listed
+
+
+def _refuse_doubled_names(payload: bytes) -> None:
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        names = tuple(name for name, _ in pairs)
+        if len(set(names)) < len(names):
+            order_of(names, tuple(set(names)), ())
+
+    try:
+        json.loads(payload, object_pairs_hook=check)
+    except RecursionError:
+        raise InvalidPayload("the payload is not JSON: it is too deep") from None
 
 
 class _Table(msgspec.Struct, gc=False):
@@ -78,7 +138,7 @@ def _look_closely(
         raise InvalidPayload('"columns" must be a list of names')
     if not isinstance(data, list) or not data:
         raise InvalidPayload('"data" must be a list of rows, and hold at least one')
-    order = _order(tuple(sent), tuple(columns), tuple(ignored))
+    order = order_of(tuple(sent), tuple(columns), tuple(ignored))
     return _row_by_row(data, sent, columns)[:, order]
 
 
@@ -101,34 +161,7 @@ def _row_by_row(
             # The type itself is compared: True is an int in Python, but no measurement.
             if type(value) not in _NUMBERS:
                 raise InvalidPayload(f"row {number}, column {name!r}: not a number")
-            if abs(value) > _LARGEST:
+            if abs(value) > LARGEST:
                 raise InvalidPayload(f"row {number}, column {name!r}: the number is too large")
             values[number, at] = value
     return values
-
-
-@lru_cache(maxsize=256)  # producers send the same header again and again
-def _order(
-    sent: tuple[str, ...], columns: tuple[str, ...], ignored: tuple[str, ...]
-) -> slice | list[int]:
-    """Where the model's values, in its order, stand in a row; a slice where they are its start."""
-    present = set(sent)
-    if missing := [name for name in columns if name not in present]:
-        raise InvalidPayload(f"missing columns: {_listed(missing)}")
-    if unknown := sorted(present.difference(columns, ignored)):
-        raise InvalidPayload(f"unknown columns: {_listed(unknown)}")
-    if doubled := sorted(name for name, count in Counter(sent).items() if count > 1):
-        raise InvalidPayload(f"columns sent twice: {_listed(doubled)}")
-    if sent[: len(columns)] == columns:
-        return slice(len(columns))
-    return [sent.index(name) for name in columns]
-
-
-def _listed(names: Sequence[str]) -> str:
-    # The names are the caller's text, of any length; the problem that quotes them stays short.
-    shown = [
-        name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "…"
-        for name in names[:_MOST_NAMES]
-    ]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,6 +1,7 @@
-"""What every plugin promises, asked of each one found under ``samples/``.
+"""What every plugin promises, asked of each one found under ``samples/``, and of each codec.
 
 A sample is a folder with a ``plugin.py`` and a ``conf.yaml``; a new one is tested by being there.
+So is a class of ``stream_scorer/plugins/codecs.py``, once there is a payload for its types.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stream_scorer.plugins import InvalidPayload, Plugin
+from stream_scorer.plugins import InvalidPayload, Plugin, codecs
+from stream_scorer.plugins.npy import encode_npy
+from stream_scorer.plugins.rows import predict_rows
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(
@@ -41,6 +44,8 @@ class Sample:
     model: Any
     payload: bytes
     content_type: str
+    alike: tuple[str, ...]
+    """The content types that the payload may be sent as."""
 
     def decode(self, payload: bytes) -> Any:
         return self.plugin.decode(payload, self.content_type)
@@ -72,11 +77,64 @@ def sample_payload(folder: Path) -> Path:
     return min(path for path in data.iterdir() if path.is_file())
 
 
-@pytest.fixture(
-    scope="session", params=FOLDERS, ids=lambda path: str(path.relative_to(ROOT / "samples"))
-)
+def picture(form: str) -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(7).integers(0, 256, (28, 28, 3), np.uint8)
+    Image.fromarray(noise).save(file, form)
+    return file.getvalue()
+
+
+CODECS = {
+    each.__name__: each
+    for each in vars(codecs).values()
+    if isinstance(each, type) and issubclass(each, Plugin) and each.__module__ == codecs.__name__
+    if not each.__name__.startswith("_")
+}
+STATED: dict[str, dict[str, Any]] = {
+    "TablePlugin": {"columns": ("a", "b", "c", "d")},
+    "ImagePlugin": {"size": (28, 28)},
+    "NpyPlugin": {"shape": (None, 3, 4)},
+}
+PAYLOADS = {
+    "application/json": b'[{"a": 1, "c": 3.5, "b": -2, "d": 5}]',
+    "text/csv": b"a,b,c,d\n1,-2,3.5,5\n",
+    "image/png": picture("PNG"),
+    "image/jpeg": picture("JPEG"),
+    "application/x-npy": encode_npy(np.arange(12.0).reshape(1, 3, 4)),
+}
+# Whatever is sent as plain bytes is taken as it is, so that there is nothing to refuse.
+TAKEN_AS_THEY_ARE = {"BytesPlugin"}
+
+
+def codec_sample(name: str, content_type: str) -> Sample:
+    """A codec with a model that weighs each value by its place in the row."""
+
+    def predict(rows: Any) -> Any:
+        flat = rows.reshape(len(rows), -1)
+        return flat @ np.arange(1.0, flat.shape[1] + 1)
+
+    members = {"predict": lambda self, model, instances: predict_rows(model, instances)}
+    plugin = type(name, (CODECS[name],), {**members, **STATED.get(name, {})})()
+    alike = plugin.content_types if name == "ImagePlugin" else (content_type,)
+    return Sample(plugin, predict, PAYLOADS[content_type], content_type, alike)
+
+
+FOUND = [
+    *(pytest.param(path, id=str(path.relative_to(ROOT / "samples"))) for path in FOLDERS),
+    *(
+        pytest.param((name, content_type), id=f"{name} {content_type}")
+        for name, codec in CODECS.items()
+        if name not in TAKEN_AS_THEY_ARE
+        for content_type in codec.content_types
+    ),
+]
+
+
+@pytest.fixture(scope="session", params=FOUND)
 def sample(request: pytest.FixtureRequest) -> Sample:
-    folder: Path = request.param
+    if not isinstance(request.param, Path):
+        return codec_sample(*request.param)
+    folder = request.param
     conf = yaml.safe_load((folder / "conf.yaml").read_text())
     assert ROOT / conf["plugin"] == folder / "plugin.py"
     plugin = load_plugin(ROOT / conf["plugin"])
@@ -86,7 +144,7 @@ def sample(request: pytest.FixtureRequest) -> Sample:
     path = sample_payload(folder)
     content_type, _ = mimetypes.guess_type(path.name)
     assert content_type is not None
-    return Sample(plugin, model, path.read_bytes(), content_type)
+    return Sample(plugin, model, path.read_bytes(), content_type, plugin.content_types)
 
 
 def alone(sample: Sample, instance: Any) -> Any:
@@ -94,8 +152,9 @@ def alone(sample: Sample, instance: Any) -> Any:
     return prediction
 
 
-def test_samples_are_found() -> None:
+def test_samples_and_codecs_are_found() -> None:
     assert FOLDERS
+    assert {"TablePlugin", "ImagePlugin", "NpyPlugin", "BytesPlugin"} <= CODECS.keys()
 
 
 def test_content_types_are_media_types(sample: Sample) -> None:
@@ -116,7 +175,7 @@ def test_takes_its_sample_payload(sample: Sample) -> None:
 
 
 def test_decodes_alike_for_each_of_its_content_types(sample: Sample) -> None:
-    for content_type in sample.plugin.content_types:
+    for content_type in sample.alike:
         decoded = sample.plugin.decode(sample.payload, content_type)
         np.testing.assert_array_equal(decoded, sample.decode(sample.payload))
 
@@ -163,12 +222,6 @@ def zipped(payload: bytes) -> bytes:
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("payload", payload)
     return archive.getvalue()
-
-
-def picture(form: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (28, 28)).save(file, form)
-    return file.getvalue()
 
 
 HOSTILE = {

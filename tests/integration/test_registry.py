@@ -93,7 +93,7 @@ def check(registry: str, uri: str) -> subprocess.CompletedProcess[str]:
     sample = SAMPLE / "data" / "predict-wine-quality.json"
     return subprocess.run(
         [
-            *(sys.executable, "-m", "stream_scorer", "check"),
+            *(sys.executable, "-m", "stream_scorer", "check", "--no-timing"),
             *("--conf", str(SAMPLE / "conf.yaml"), str(sample)),
         ],
         cwd=ROOT,

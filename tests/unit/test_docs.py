@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -56,6 +59,47 @@ def test_the_readme_s_plugin_works(tmp_path: Path) -> None:
             plugin.decode(wrong, "application/json")
 
 
+class Sums:
+    """A model: the sum of each row of numbers, the length of each text."""
+
+    def predict(self, rows: Any, params: object = None) -> Any:
+        if isinstance(rows, pd.DataFrame):
+            return rows["review"].str.len().to_numpy()
+        return np.asarray(rows).sum(axis=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*type hint")  # what MLflow says of itself as it is imported
+@pytest.mark.parametrize(
+    ("number", "sent", "answer", "refused"),
+    [
+        (0, (b"calls,months\n3,24\n1,2\n", "text/csv"), [27, 3], b"months,calls\n24,\n"),
+        (1, (b"24 3", "text/plain"), 27, b"24"),
+        (2, (b"good\nvery bad", "text/plain"), {"predictions": [4, 8]}, None),
+    ],
+)
+def test_the_plugins_of_the_walk_work(
+    tmp_path: Path, number: int, sent: tuple[bytes, str], answer: object, refused: bytes | None
+) -> None:
+    blocks = _blocks("python", (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8"))
+    assert len(blocks) == 3
+    file = tmp_path / "plugin.py"
+    file.write_text(blocks[number], encoding="utf-8")
+    plugin = load_plugin(str(file))
+    instance = plugin.decode(*sent)
+    for prediction in plugin.predict(Sums(), [instance, instance]):
+        body, content_type = plugin.encode(prediction, None)
+        assert (json.loads(body), content_type) == (answer, "application/json")
+    if refused is not None:
+        with pytest.raises(InvalidPayload):
+            plugin.decode(refused, sent[1])
+
+
+def test_the_confs_of_the_walk_are_confs(tmp_path: Path) -> None:
+    for block in _blocks("yaml", (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")):
+        (tmp_path / "conf.yaml").write_text(block, encoding="utf-8")
+        assert load_settings(tmp_path / "conf.yaml", {}).model_uri
+
+
 def test_the_readme_names_settings_that_exist_with_their_defaults() -> None:
     defaults = load_settings(None, {}).model_dump(by_alias=True)
     for names, default in re.findall(r"^\| (`[^|]+`) \| ([^|]*) \|", README, re.MULTILINE):
@@ -78,8 +122,8 @@ def _setting(settings: dict[str, Any], path: str) -> object:
     return value
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def _blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_every_metric_is_told_of() -> None:

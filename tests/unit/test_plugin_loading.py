@@ -122,12 +122,12 @@ def test_a_class_that_is_no_plugin_is_told_with_its_line(tmp_path: Path) -> None
 def test_missing_methods_are_named_with_the_line_of_the_class(tmp_path: Path) -> None:
     text = "from stream_scorer import plugins\n\nclass Plugin(plugins.Plugin):\n    pass\n"
     path = write(tmp_path / "plugin.py", text)
-    assert refusal(str(path)) == f"plugin {path}:3: class Plugin has no method decode, predict"
+    assert refusal(str(path)) == f"plugin {path}:3: class Plugin has no decode, predict"
 
 
 def test_the_base_class_itself_is_no_plugin(tmp_path: Path) -> None:
     path = write(tmp_path / "plugin.py", "from stream_scorer.plugins import Plugin\n")
-    assert refusal(str(path)).startswith(f"plugin {path}: class Plugin has no method ")
+    assert refusal(str(path)).startswith(f"plugin {path}: class Plugin has no ")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stream_scorer.plugins import InvalidPayload
-from stream_scorer.plugins.images import decode_image, greyscale
+from stream_scorer.plugins.images import decode_image, greyscale, rgb
 
 FORMATS = ("PNG", "JPEG")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -118,6 +118,50 @@ def test_other_sizes_are_stretched() -> None:
     assert pixels[:, 3].min() > 225
 
 
+def colours(image: Image.Image, form: str = "PNG", **options: Any) -> list[list[int]]:
+    """What becomes of the two pixels of an image of 2 x 1."""
+    pixels = rgb(decode(saved(image, form, **options)), 2, 1)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (1, 2, 3)
+    values: list[list[int]] = pixels[0].tolist()
+    return values
+
+
+def image_of(mode: str, *pixels: Any) -> Image.Image:
+    image = Image.new(mode, (2, 1))
+    for at, pixel in enumerate(pixels):
+        image.putpixel((at, 0), pixel)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (image_of("RGB", (10, 20, 30), (200, 100, 0)), [[10, 20, 30], [200, 100, 0]]),
+        (image_of("L", 7, 200), [[7] * 3, [200] * 3]),
+        (image_of("1", 0, 1), [[0] * 3, [255] * 3]),
+        (image_of("I;16", 256 * 9, 65_535), [[9] * 3, [255] * 3]),
+        (image_of("RGBA", (10, 20, 30, 255), (200, 100, 0, 0)), [[10, 20, 30], [0] * 3]),
+        (image_of("LA", (7, 255), (200, 0)), [[7] * 3, [0] * 3]),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
+)
+def test_any_mode_becomes_red_green_and_blue(image: Image.Image, expected: object) -> None:
+    assert colours(image) == expected
+
+
+def test_a_transparent_colour_and_a_palette_become_theirs() -> None:
+    clear = image_of("RGB", (10, 20, 30), (200, 100, 0))
+    assert colours(clear, transparency=(200, 100, 0)) == [[10, 20, 30], [0] * 3]
+    assert colours(clear.quantize(2)) == [[10, 20, 30], [200, 100, 0]]
+
+
+def test_colours_of_another_size_are_stretched() -> None:
+    pixels = rgb(decode(saved(Image.new("RGB", (3, 5), (10, 20, 30)))), 4, 2)
+    assert pixels.shape == (2, 4, 3)
+    assert {tuple(pixel) for pixel in pixels.reshape(-1, 3).tolist()} == {(10, 20, 30)}
+
+
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "PPM", "ICO", "WEBP"])
 def test_formats_that_are_not_asked_for_are_refused(form: str) -> None:
     payload = saved(Image.new("L", (16, 16)), form)
@@ -166,6 +210,8 @@ def test_palettes_that_make_no_sense_are_damage(palette: list[tuple[bytes, bytes
     payload = png((b"IHDR", header), *palette, (b"IDAT", PIXELS), (b"IEND", b""))
     with pytest.raises(InvalidPayload, match="damaged"):
         greyscale(decode(payload), 2, 1)
+    with pytest.raises(InvalidPayload, match="the image is damaged"):
+        rgb(decode(payload), 2, 1)
 
 
 @pytest.mark.parametrize("broken", [(b"pHYs", b"\x00"), (b"iCCP", b"")])
@@ -204,10 +250,11 @@ def test_damaged_chunks_are_refused_or_read(data: st.DataObject) -> None:
     damaged_chunk = (data.draw(st.sampled_from([name, name, *CHUNKS])), damaged)
     chunks[at : at + data.draw(st.integers(0, 1))] = [damaged_chunk]
     try:
-        pixels = greyscale(decode(png(*chunks)), 28, 28)
+        image = decode(png(*chunks))
+        pixels, coloured = greyscale(image, 28, 28), rgb(image, 28, 28)
     except InvalidPayload:
         return
-    assert pixels.shape == (28, 28)
+    assert (pixels.shape, coloured.shape) == ((28, 28), (28, 28, 3))
 
 
 def bomb(side: int) -> bytes:

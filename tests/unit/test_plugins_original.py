@@ -192,7 +192,7 @@ def test_where_the_original_is_installed_its_own_base_class_is_taken(tmp_path: P
 @pytest.mark.parametrize("name", ["load_model", "predict", "request_content_type"])
 def test_a_missing_method_is_named_with_the_line_of_the_class(tmp_path: Path, name: str) -> None:
     told = refusal(tmp_path, ORIGINAL.replace(f"def {name}(", "def other("))
-    assert told == f"plugin {tmp_path / 'plugin.py'}:5: class Plugin has no method {name}"
+    assert told == f"plugin {tmp_path / 'plugin.py'}:5: class Plugin has no {name}"
 
 
 @pytest.mark.parametrize("given", ["None", "'json'", "1"])

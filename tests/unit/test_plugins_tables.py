@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_scorer.plugins import InvalidPayload
-from stream_scorer.plugins.tables import decode_split_json
+from stream_scorer.plugins.tables import decode_json_rows, decode_split_json
 
 COLUMNS = ("a", "b", "c")
 
@@ -178,3 +178,96 @@ def test_text_in_a_column_that_is_not_needed_is_left_out() -> None:
         decode_split_json(payload, ("a", "b"), ignored=("id",))
     found = decode_split_json(payload.replace(b"true", b"3"), ("a", "b"), ignored=("id",))
     assert found.tolist() == [[1, 2], [3, 4.5]]
+
+
+# Lists of rows.
+
+
+def rows_of(payload: bytes) -> list[list[float]]:
+    numbers: list[list[float]] = decode_json_rows(payload, COLUMNS, ignored=("label",)).tolist()
+    return numbers
+
+
+def refusal(payload: bytes) -> str:
+    with pytest.raises(InvalidPayload) as refused:
+        rows_of(payload)
+    assert len(str(refused.value)) < 1000
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"[[1, 2.5, -3]]",
+        b'[{"a": 1, "b": 2.5, "c": -3}]',
+        b' [ {"c": -3, "label": {"x": [":"]}, "a": 1, "b": 2.5} ] ',
+    ],
+)
+def test_lists_of_rows(payload: bytes) -> None:
+    assert rows_of(payload) == [[1, 2.5, -3]]
+
+
+def test_each_object_has_its_own_order_and_may_leave_out_what_is_ignored() -> None:
+    payload = (
+        b'[{"a":1,"b":2,"c":3},{"c":6,"b":5,"a":4,"label":null},{"label":":","b":8,"a":7,"c":9}]'
+    )
+    assert rows_of(payload) == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+@given(
+    data=st.lists(st.lists(number, min_size=3, max_size=3), min_size=1, max_size=5),
+    columns=st.permutations(COLUMNS),
+)
+def test_any_numbers_in_lists(data: list[list[float]], columns: list[str]) -> None:
+    expected = [[float(value) for value in row] for row in data]
+    objects = [{name: row[COLUMNS.index(name)] for name in columns} for row in data]
+    assert rows_of(json.dumps(data).encode()) == expected
+    assert rows_of(json.dumps(objects).encode()) == expected
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | number | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from([*COLUMNS, "label", ":"]), inner)
+    ),
+)
+
+
+@given(payload=st.binary(max_size=100) | anything.map(lambda each: json.dumps(each).encode()))
+def test_anything_is_taken_or_refused(payload: bytes) -> None:
+    for sent in (payload, b"[" + payload + b"]"):
+        try:
+            rows = decode_json_rows(sent, COLUMNS, ignored=("label",))
+        except InvalidPayload:
+            continue
+        assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        *((b"[]", "expected a JSON list of rows"), (b"{}", "expected a JSON list of rows")),
+        *((b"[{}]", "row 0: missing columns: a, b, c"), (b"[[]]", "row 0 is not a list of 3")),
+        *((b"null", "expected a JSON list of rows"), (b"", "the payload is not JSON")),
+        *((b"[1, 2, 3]", "row 0 is not a list"), (b'["abc"]', "row 0 is not a list")),
+        (b"[[1, 2]]", "row 0 is not a list of 3 values"),
+        (b'[[1, 2, 3], {"a": 1, "b": 2, "c": 3}]', "row 1 is not a list of 3 values"),
+        (b'[{"a": 1, "b": 2, "c": 3}, [1, 2, 3]]', "row 1 is not an object"),
+        (b'[{"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 2}]', "row 1: missing columns: c"),
+        (b'[{"a": 1, "b": 2, "c": 3, "d": 4}]', "row 0: unknown columns: d"),
+        (b'[{"a": 1, "b": 2, "c": 3, "a": 1}]', "columns sent twice: a"),
+        (b'[{"a":1,"b":2,"c":3},{"a":1,"b":2,"c":3,"label":0,"label":1}]', "columns sent twice: l"),
+        (b'[{"a": 1, "b": 2, "c": ' + b"9" * 5_000 + b', "c": 3}]', "the payload is not JSON"),
+        (b'[{"a": 1, "b": "2", "c": 3}]', "row 0, column 'b': not a number"),
+        (b'[{"a": 1, "b": true, "c": 3}]', "row 0, column 'b': not a number"),
+        (b"[[1, 2, null]]", "row 0, column 'c': not a number"),
+        (b"[[1, 2, 1e39]]", "row 0, column 'c': the number is too large"),
+        *((b"[[1, 2, NaN]]", "the payload is not JSON"), (b"[[1, 2, 1e999]]", "the payload is n")),
+        *((b"[" * 100_000, "the payload is not JSON"), (b"[[1,2,3]]\x00", "the payload is not J")),
+        (b"\xef\xbb\xbf[[1,2,3]]", "the payload is not JSON"),
+        (b'[{"a":1,"b":2,"c":3,"label":' + b"[" * 1010 + b'":"' + b"]" * 1010 + b"}]", "the payl"),
+    ],
+)
+def test_lists_that_are_no_tables_are_refused_with_the_reason(payload: bytes, why: str) -> None:
+    assert refusal(payload).startswith(why)
