@@ -21,7 +21,15 @@ from tests.kafka_source import Source, choose_source, embedded
 
 MOCK_PARTITIONS = 4
 _ADMIN_TIMEOUT = 30.0
+_LONGEST_ID = 200
 _source = pytest.StashKey[Source]()
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Keep the names of tests short where a value is a long payload."""
+    if isinstance(val, str | bytes) and len(val) > _LONGEST_ID:
+        return f"{argname}-of-{len(val)}"
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)

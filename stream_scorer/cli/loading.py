@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from stream_scorer.config import ConfigError, Settings
 from stream_scorer.plugins.loading import DEFAULT_PLUGIN, AnyPlugin, load_plugin
 from stream_scorer.plugins.models import ModelFolder, fetch_model, load_model
 from stream_scorer.plugins.trust import check_model, check_root
 from stream_scorer.scorer import Observer, Scorer
+from stream_scorer.warm_up import warm_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ def load_scorer(settings: Settings, observer: Observer | None = None) -> Loaded:
     """Load what the settings name; ``observer`` is told how scoring goes.
 
     Raises:
-        SetupError: the plugin or the model is missing or cannot be used.
+        SetupError: the plugin or the model is missing or cannot be used, or does not score its
+            own example.
     """
     if settings.model_uri is None:
         raise ConfigError("which model scores must be set @ model_uri")
@@ -40,12 +43,14 @@ def load_scorer(settings: Settings, observer: Observer | None = None) -> Loaded:
         allow_code=settings.model.allow_code,
         trusted_types=settings.model.trusted_types,
     )
-    scorer = Scorer(
+    limits = settings.limits
+    make = partial(
+        Scorer,
         plugin,
         load_model(plugin, folder),
-        payload_bytes=settings.limits.payload_bytes,
-        result_bytes=settings.limits.result_bytes,
+        payload_bytes=limits.payload_bytes,
+        result_bytes=limits.result_bytes,
         max_batch_size=settings.worker.max_batch_size,
-        observer=observer,
     )
-    return Loaded(scorer, plugin, folder)
+    warm_up(make(), plugin, folder)
+    return Loaded(make(observer=observer), plugin, folder)

@@ -76,13 +76,15 @@ def adapted(original: Any, content_type: str) -> plugins.Plugin[Any, bytes, Any]
     """
     media_type = content_type.partition(";")[0].strip()
 
-    class Adapted(_Adapted):
+    class OfType(Adapted):
         content_types = (media_type,)
 
-    return Adapted(original)
+    return OfType(original)
 
 
-class _Adapted(plugins.Plugin[Any, bytes, Any]):
+class Adapted(plugins.Plugin[Any, bytes, Any]):
+    """A plugin that passes each payload on to one of the original's, a call for each."""
+
     max_batch_size = 1
 
     def __init__(self, original: Any) -> None:

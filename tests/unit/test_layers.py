@@ -48,7 +48,8 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "worker": _ENGINE,
     "supervisor": _ENGINE | {"worker"},
     "logs": _BASE | {"config"},
-    "cli": _ENGINE | {"http_facade", "logs", "supervisor", "timing", "worker"},
+    "warm_up": _BASE | {"plugins", "scorer"},
+    "cli": _ENGINE | {"http_facade", "logs", "supervisor", "timing", "warm_up", "worker"},
     "http_facade": _BASE | {"config", "kafka", "logs"},
 }
 """Each room (a file or folder of ``stream_scorer``, or ``http_facade``) and what it may import."""
