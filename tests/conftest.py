@@ -58,6 +58,8 @@ def pytest_terminal_summary(
     """Say which broker the tests ran on, below the list of what was skipped."""
     yield
     source = config.stash.get(_source, None)
+    if source is None and config.getoption("numprocesses", None):
+        source = choose_source()  # as each process of the tests has done
     if source is not None:
         colour = {"green" if source.real else "yellow": True}
         terminalreporter.line("")
