@@ -176,7 +176,7 @@ def test_as_many_predictions_as_rows_by_coincidence_are_not_split(
     assert table.predictions(*asked) == answers
     # Nor later, when there are others too.
     three = {"dataframe_split": {"columns": ["a", "b"], "data": [[0, 1], [1, 2], [3, 4]]}}
-    three["params"] = {"form": form}  # type: ignore[dict-item]
+    three["params"] = {"form": form}
     assert table.predictions(*asked, three)[:2] == answers
     assert table.predictions(*asked) == answers
 
