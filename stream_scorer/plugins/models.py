@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from stream_scorer.errors import SetupError
+from stream_scorer.masking import mask_credentials
 from stream_scorer.plugins.loading import AnyPlugin
 
 REGISTRY_RETRIES: Final = {
@@ -129,8 +129,8 @@ def _download(uri: str, file: str) -> Path:
         return Path(download_artifacts(artifact_uri=f"{uri}/{file}" if file else uri))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        # The registry's address may hold a password.
-        told = re.sub(r"://[^/@\s]*@", "://", reason[0])
+        # The registry's address may hold a password, that of a store a signature.
+        told = mask_credentials(reason[0])
         if not _REGISTRY_VARIABLES & os.environ.keys():
             told += " (no registry is named: set MLFLOW_TRACKING_URI to its address)"
         raise ModelError(f"model_uri {uri}: {told}") from error

@@ -287,7 +287,7 @@ def test_a_port_that_nobody_listens_on_is_one_line(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("no_waiting")
 def test_a_registrys_password_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(HangsUp) as registry:
-        address = registry.uri.replace("http://", f"http://me:{CANARY}@")
+        address = registry.uri.replace("http://", f"http://me:p@{CANARY}@")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         assert CANARY not in refusal(fetch_model, "models:/wine/1")
 
