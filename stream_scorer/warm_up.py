@@ -53,7 +53,13 @@ def warm_up(scorer: Scorer, plugin: AnyPlugin, folder: ModelFolder) -> None:
         request = _request(payload, content_type)
         answer, *_ = scorer.score([request])
         if answer.status is Status.OK:
-            scorer.score([request, request])
+            both = scorer.score([request, request])
+            if isinstance(plugin, AnyModel) and not all(_same(answer, each) for each in both):
+                plugin.predict_alone()
+                _log.warning(
+                    "requests are predicted alone: the model answers otherwise when it is given "
+                    "several"
+                )
             _compare(folder, answer)
             _log.info("warmed up with the model's input example")
             return
@@ -79,6 +85,10 @@ def _request(payload: bytes, content_type: str) -> Request:
         content_type=content_type,
         accept=None,
     )
+
+
+def _same(alone: Answer, among: Answer) -> bool:
+    return among.status is Status.OK and _alike(json.loads(among.body), json.loads(alone.body))
 
 
 def _compare(folder: ModelFolder, answer: Answer) -> None:

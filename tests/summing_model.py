@@ -7,7 +7,7 @@ from typing import Any
 
 import mlflow.pyfunc
 from mlflow.models import ModelSignature, infer_signature
-from mlflow.types import ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 MODEL = '''
 import mlflow, numpy as np, pandas as pd
@@ -64,5 +64,30 @@ def save_summing_model(folder: Path, example: Any = None, **options: Any) -> Pat
         signature=signature,
         pip_requirements=[],
         **options,
+    )
+    return folder / "model"
+
+
+ECHO = """
+import mlflow, pandas as pd
+
+class Model(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return [f"{type(value).__name__} {value}" for value in model_input["a"]]
+
+mlflow.models.set_model(Model())
+"""
+
+
+def save_echoing_model(folder: Path, kind: str) -> Path:
+    """Save a model that tells what it gets in its one column ``a``, of MLflow's type ``kind``."""
+    code = folder / "code.py"
+    code.write_text(ECHO, encoding="utf-8")
+    column = ColSpec(kind, "a", required=False)
+    mlflow.pyfunc.save_model(
+        folder / "model",
+        python_model=str(code),
+        signature=ModelSignature(inputs=Schema([column])),
+        pip_requirements=[],
     )
     return folder / "model"

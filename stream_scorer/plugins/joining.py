@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import accumulate, chain, pairwise
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+
+_NUMBERS: Final = frozenset({int, float})
 
 
 class Split(NamedTuple):
@@ -29,9 +31,15 @@ def kind_of(data: Any) -> object | None:
     import pandas as pd
 
     match data:
-        case Split():
-            named = all(isinstance(name, str) for name in data.columns)
-            return ("split", tuple(data.columns), data.labels is None) if named else None
+        case Split(columns, rows, labels):
+            width = len(columns)
+            # Joined, rows of one table could make up for what is missing in those of another.
+            whole = all(isinstance(name, str) for name in columns) and all(
+                isinstance(row, list) and len(row) == width for row in rows
+            )
+            if not whole or (labels is not None and len(labels) != len(rows)):
+                return None
+            return ("split", tuple(columns), labels is None)
         case Records():
             rows = data.data
             alike = all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows)
@@ -45,14 +53,32 @@ def kind_of(data: Any) -> object | None:
     return None
 
 
-def types_of(data: Any) -> object | None:
-    """The types in each row of a table that is still to be read, which decide those it gets."""
+def types_of(data: Any, floats: Set[str]) -> object | None:
+    """The types in each row of a table that is still to be read.
+
+    They decide the types of its columns, and joined with others' they would change: a null turns
+    integers into floats, and those of another request with them. In the columns of ``floats`` whole
+    numbers count as the floats that they become.
+    """
     match data:
-        case Split():
-            return frozenset(tuple(map(type, row)) for row in data.data)
-        case Records():
-            return frozenset(tuple(map(type, row.values())) for row in data.data)
-    return None
+        case Split(columns, rows):
+            pass
+        case Records(records):
+            columns = list(records[0])
+            rows = [[row[name] for name in columns] for row in records]
+        case _:
+            return None
+    # PERF: as most tables are: numbers in columns of floats.
+    if floats >= set(columns) and _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
+        return float
+    loose = [name in floats for name in columns]
+    return frozenset(
+        tuple(
+            float if is_loose and kind is int else kind
+            for kind, is_loose in zip(map(type, row), loose, strict=True)
+        )
+        for row in rows
+    )
 
 
 def rows_of(data: Any) -> int:

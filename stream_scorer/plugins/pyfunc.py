@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from stream_scorer import plugins
 from stream_scorer.plugins.joining import Records, Split, joined, kind_of, parted, rows_of, types_of
+from stream_scorer.plugins.parquet import check_size
 from stream_scorer.plugins.plugin import InvalidPayload
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ _PARQUET: Final = "application/vnd.apache.parquet"
 
 _LONGEST_MESSAGE: Final = 4_000
 """Characters of what MLflow says that the caller is told; it quotes the payload."""
+
+_FLOATS: Final = frozenset({"double", "float"})
+
+_MOST_CELLS: Final = 1_000_000
+_MOST_BYTES: Final = 64 * 1024 * 1024
+"""What a file of Parquet may unpack to."""
 
 _MOST_KINDS: Final = 1_000
 """Kinds of requests remembered; callers choose them, by columns and params."""
@@ -72,9 +79,10 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
     _metadata: Any = None
     _schema: Any = None
     _is_joined = True
+    _floats: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
-        self._by_row: set[object] = set()
+        self._by_row: dict[object, bool] = {}
 
     def load_model(self, model_uri: str) -> PyFuncModel:
         """Load the model as pyfunc, and remember how its payloads are to be read."""
@@ -84,6 +92,9 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
         if self._schema is not None and self._schema.is_tensor_spec():
             # An array whose first dimension is fixed has no room for other requests' rows.
             self._is_joined = all(spec.shape[:1] == (-1,) for spec in self._schema.inputs)
+        elif self._schema is not None:
+            kinds = {str(each.name): str(each.type) for each in self._schema.inputs}
+            self._floats = frozenset(name for name, kind in kinds.items() if kind in _FLOATS)
         if "keras" in sys.modules:
             _stop_progress_bars()
         return model
@@ -101,6 +112,7 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
         media_type = sent.get_content_type()
         try:
             if media_type == _PARQUET:
+                check_size(payload, _MOST_CELLS, _MOST_BYTES)
                 return self._instance(scoring_server.parse_parquet_input(BytesIO(payload)))
             text = payload.decode()
             if media_type == _CSV:
@@ -116,7 +128,9 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
     def _from_json(self, sent: Any) -> Instance:
         scoring_server, _ = _mlflow()
         if not isinstance(sent, dict):
-            raise InvalidPayload(scoring_server.REQUIRED_INPUT_FORMAT)
+            raise InvalidPayload(
+                f"{scoring_server.REQUIRED_INPUT_FORMAT}. Received a {type(sent).__name__}."
+            )
         if scoring_server.is_unified_llm_input(sent):
             known = self._metadata.get_params_schema()
             names = {param.name for param in known.params} if known else set()
@@ -124,8 +138,6 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
             rest = {name: value for name, value in sent.items() if name not in names}
             return Instance(rest, params, wrapped=False)
         params = sent.pop(scoring_server.SERVING_PARAMS_KEY, None)
-        if params is not None and not isinstance(params, dict):
-            raise InvalidPayload('"params" must be an object')
         named = scoring_server.SUPPORTED_FORMATS & sent.keys()
         if self._metadata._is_signature_from_type_hint():
             if scoring_server.INPUTS not in sent:
@@ -134,25 +146,31 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
         if not named and {"columns", "data"} <= sent.keys():
             # What DataFrame.to_json(orient="split") writes, with no name around it.
             sent = {scoring_server.DF_SPLIT: sent}
-        data: Any
+        else:
+            # MLflow leaves out what else is there, as clients of TensorFlow Serving send.
+            sent = {name: value for name, value in sent.items() if name in named}
+        data: Any = None
         match sent:
             case {scoring_server.DF_SPLIT: {"columns": list(), "data": list()} as table}:
                 data = _split(table)
             case {scoring_server.DF_RECORDS: list() as records}:
                 data = Records(records)
-            case _:
-                data = None
-        if data is None or len(named) > 1:
+        if data is None or len(named) > 1 or kind_of(data) is None:
             data = scoring_server.infer_and_parse_data(sent, self._schema)
         return self._instance(data, params)
 
     def _instance(self, data: Any, params: dict[str, Any] | None = None) -> Instance:
-        kind = kind_of(data) if self._is_joined else None
+        # Of named arrays that no signature tells of, one may be no array of rows.
+        is_joined = self._is_joined and not (isinstance(data, dict) and self._schema is None)
+        kind = kind_of(data) if is_joined else None
         if kind is None or rows_of(data) == 0:
             return Instance(data, params)
-        # Without a signature a column has the type of what is in it, so that of others would count.
-        types = types_of(data) if self._schema is None else None
+        types = types_of(data, self._floats)
         return Instance(data, params, (kind, types, json.dumps(params, sort_keys=True)))
+
+    def predict_alone(self) -> None:
+        """Join no requests from now on: the model's answers depend on what else it is given."""
+        self._is_joined = False
 
     def predict(self, model: PyFuncModel, instances: Sequence[Instance]) -> list[Prediction]:
         """Predictions of each request, those of one kind in one call of the model."""
@@ -167,11 +185,13 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
         return predicted
 
     def _predict_alike(self, model: PyFuncModel, group: Sequence[Instance]) -> list[Any]:
-        if len(group) > 1:
+        if len(group) > 1 and self._by_row.get(group[0].kind, True):
             data = [instance.data for instance in group]
             rows = [rows_of(each) for each in data]
             parts = parted(self._call(model, joined(data), group[0].params), rows)
-            if parts is not None and self._is_by_row(model, group[0]):
+            if parts is None:
+                self._remember(group[0].kind, False)
+            elif self._is_by_row(model, group[0]):
                 return parts
         return [self._call(model, instance.data, instance.params) for instance in group]
 
@@ -183,12 +203,13 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
         """
         if instance.kind not in self._by_row:
             values = self._call(model, instance.data, instance.params)
-            if parted(values, [rows_of(instance.data)]) is None:
-                return False
-            if len(self._by_row) >= _MOST_KINDS:
-                self._by_row.clear()
-            self._by_row.add(instance.kind)
-        return True
+            self._remember(instance.kind, parted(values, [rows_of(instance.data)]) is not None)
+        return self._by_row[instance.kind]
+
+    def _remember(self, kind: object, is_by_row: bool) -> None:
+        if len(self._by_row) >= _MOST_KINDS:
+            self._by_row.clear()
+        self._by_row[kind] = is_by_row
 
     def _call(self, model: PyFuncModel, data: Any, params: dict[str, Any] | None) -> Any:
         _, refusal = _mlflow()
@@ -211,7 +232,10 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
                 sent = {scoring_server.DF_RECORDS: rows}
             case _:
                 return data
-        return scoring_server.infer_and_parse_data(sent, self._schema)
+        try:
+            return scoring_server.infer_and_parse_data(sent, self._schema)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise InvalidPayload(f"the table cannot be read ({type(error).__name__})") from error
 
     def encode(self, prediction: Prediction, accept: str | None) -> tuple[bytes, str]:
         """The JSON that ``mlflow models serve`` answers with."""
@@ -251,6 +275,8 @@ def _said(error: Any) -> str:
 
 
 def _split(table: dict[str, Any]) -> Split | None:
+    if not table.keys() <= {"columns", "index", "data"}:
+        return None
     columns, data, labels = table["columns"], table["data"], table.get("index")
     if labels == list(range(len(data))):
         labels = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow.types import Schema, TensorSpec
 
@@ -16,7 +19,7 @@ from stream_scorer.plugins.pyfunc import Plugin
 from stream_scorer.protocol import Answer, Status
 from stream_scorer.scorer import Scorer
 from tests.fakes import request
-from tests.summing_model import save_summing_model
+from tests.summing_model import save_echoing_model, save_summing_model
 
 JSON = "application/json"
 
@@ -98,7 +101,6 @@ def test_csv(table: Loaded) -> None:
 
 
 def test_parquet(table: Loaded, tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     pd.DataFrame({"a": [1, 3.5], "b": [2.5, 4]}).to_parquet(tmp_path / "rows.parquet")
     payload = (tmp_path / "rows.parquet").read_bytes()
     (answer,) = table.predictions(payload, content_type="application/vnd.apache.parquet")
@@ -211,7 +213,7 @@ def test_arrays_of_a_fixed_number_of_rows_are_not_joined(save: Callable[..., Pat
         ({"dataframe_records": [1]}, ""),
         ({"dataframe_split": SPLIT, "inputs": [1]}, "exactly one"),
         ({}, "exactly one"),
-        ({"dataframe_split": SPLIT, "params": [1]}, "params"),
+        ({"dataframe_split": SPLIT, "params": [1]}, "Parameters must be a dictionary"),
         ({"dataframe_split": SPLIT, "params": {"factor": "x"}}, "factor"),
         ([1], "exactly one"),
         (b"{", "not JSON"),
@@ -252,3 +254,116 @@ def test_without_a_signature_types_are_those_that_were_sent(bare: Loaded) -> Non
     scored, failed, again = bare.score(ints, text, ints)
     assert [json.loads(each.body)["predictions"] for each in (scored, again)] == [[[1, 1]]] * 2
     assert failed.status is Status.MODEL_ERROR
+
+
+# ---- alone and among others -------------------------------------------------------------------
+
+COLUMNS: dict[str, list[Any]] = {
+    "boolean": [True, False, None, 1, 0.0, "true"],
+    "string": ["7", 7, 7.5, None, "x", True],
+    "long": [1, 9007199254740993, 1.5, None, "1", -3],
+    "integer": [1, 2147483647, 2147483648, 1.0, None, "1"],
+    "double": [1, 1.5, None, 9007199254740993, "1", True],
+    "datetime": ["2026-01-01", "2026-01-01T10:00:00", 1767225600000000000, None],
+}
+
+
+@pytest.fixture(scope="module")
+def echoes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
+    """A model for each type of column that gives back what it gets."""
+    made = {}
+    for kind in COLUMNS:
+        folder = tmp_path_factory.mktemp(kind)
+        save_echoing_model(folder, kind)
+        made[kind] = Loaded(folder / "model")
+    return made
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_every_answer_is_that_which_the_request_has_alone(
+    echoes: dict[str, Loaded], kind: str
+) -> None:
+    values = COLUMNS[kind]
+    payloads: list[object] = [
+        {"dataframe_split": {"columns": ["a"], "data": [[value]]}} for value in values
+    ]
+    payloads += [{"dataframe_records": [{"a": value}]} for value in values]
+    alone = [echoes[kind].score(each)[0] for each in payloads]
+    among = echoes[kind].score(*payloads)
+    told = [(each.status, each.body) for each in alone]
+    assert [(each.status, each.body) for each in among] == told
+    assert sum(status is Status.OK for status, _ in told) >= 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"columns": ["a", "b"], "data": [[1]]}, SPLIT),
+        (
+            {**SPLIT, "index": [1, 2, 3]},
+            {**SPLIT, "index": [1]},
+        ),
+        ({"columns": ["a", "b"], "data": [{"a": 1}]}, {"columns": ["a", "b"], "data": ["xy"]}),
+        ({"columns": ["a", ["b"]], "data": [[1, 2]]}, SPLIT),
+    ],
+    ids=str,
+)
+def test_what_one_table_lacks_another_does_not_make_up_for(
+    table: Loaded, one: object, other: object
+) -> None:
+    payloads = [{"dataframe_split": one}, {"dataframe_split": other}]
+    alone = [table.score(each)[0].status for each in payloads]
+    assert Status.INVALID_PAYLOAD in alone
+    assert [each.status for each in table.score(*payloads)] == alone
+
+
+def test_bad_payloads_take_no_good_ones_down(table: Loaded) -> None:
+    bad = {"dataframe_split": {"columns": ["a", ["b"]], "data": [[1, 2]]}}
+    good = {"dataframe_split": SPLIT}
+    answers = table.score(*[bad, good] * 16)
+    assert [each.status for each in answers] == [Status.INVALID_PAYLOAD, Status.OK] * 16
+
+
+def test_what_clients_of_tensorflow_serving_send_beside_is_left_out(table: Loaded) -> None:
+    asked = {"inputs": {"a": [1], "b": [2.5]}, "signature_name": "serving_default", "id": 7}
+    assert table.predictions(asked) == [[[3.5, 1]]]
+
+
+def test_named_arrays_without_a_signature_are_predicted_alone(bare: Loaded) -> None:
+    """One of them may be as long as there are rows, and yet be none of rows."""
+    one = {"inputs": {"x": [[1.0], [2.0]], "w": [10.0, 20.0]}}
+    assert bare.predictions(one, one) == [[[11, 2], [22, 2]]] * 2
+
+
+def test_a_model_that_answers_once_for_all_is_not_asked_together_twice(table: Loaded) -> None:
+    asked = {"dataframe_split": SPLIT, "params": {"form": "sum"}}
+    calls: list[int] = []
+    predict = table.model.predict
+
+    def counting(data: Any, params: Any) -> Any:
+        calls.append(len(data))
+        return predict(data, params=params)
+
+    table.plugin.predict(table.model, [table.plugin.decode(json.dumps(asked).encode(), JSON)] * 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table.model, "predict", counting)
+        instances = [table.plugin.decode(json.dumps(asked).encode(), JSON)] * 3
+        table.plugin.predict(table.model, instances)
+    assert calls == [2, 2, 2]
+
+
+@pytest.mark.parametrize("column", ["number", "text"])
+def test_a_parquet_that_unpacks_to_much_is_refused(table: Loaded, column: str) -> None:
+    rows = 5_000_000 if column == "number" else 10_000
+    value = 1.0 if column == "number" else "x" * 20_000
+    packed = io.BytesIO()
+    pq.write_table(pa.table({column: pa.array([value] * 10).take(np.arange(rows) % 10)}), packed)
+    assert len(packed.getvalue()) < 100_000
+    (answer,) = table.score(packed.getvalue(), content_type="application/vnd.apache.parquet")
+    assert answer.status is Status.INVALID_PAYLOAD
+    assert "more than" in json.loads(answer.body)["detail"]
+
+
+def test_what_is_no_parquet_is_refused(table: Loaded) -> None:
+    (answer,) = table.score(b"PAR1 or not", content_type="application/vnd.apache.parquet")
+    assert answer.status is Status.INVALID_PAYLOAD

@@ -50,6 +50,7 @@ class Counting(Plugin):
     """Notes how many requests each prediction was for."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.batches: list[int] = []
 
     def predict(self, model: Any, instances: Any) -> Any:
@@ -70,9 +71,16 @@ def test_the_example_is_scored_alone_and_with_another(
     with caplog.at_level(logging.INFO):
         warm(folder, plugin)
     assert plugin.batches == [1, 2]
+    # The model tells how many rows it was given at once.
     assert [record.message for record in caplog.records] == [
-        "warmed up with the model's input example"
+        "requests are predicted alone: the model answers otherwise when it is given several",
+        "warmed up with the model's input example",
     ]
+    model = plugin.load_model(str(folder.path))
+    payload = json.dumps({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}).encode()
+    instance = plugin.decode(payload, "application/json")
+    both = plugin.predict(model, [instance, instance])
+    assert [each.values for each in both] == [[[3, 1]], [[3, 1]]]
 
 
 @pytest.mark.parametrize(
