@@ -80,6 +80,7 @@ class RequestReplyClient:
         self._counts = self.metrics.counts
         self._model: str | None = None
         self._accepts: str | None = None
+        self._answered_at: float | None = None
         self._pid: int | None = None
         self._loop: asyncio.AbstractEventLoop
         self._next_look: asyncio.TimerHandle
@@ -249,6 +250,9 @@ class RequestReplyClient:
                 "partition": replies.partition if replies else None,
                 "next_offset": replies.next_offset if replies else None,
             },
+            "seconds_since_reply": None
+            if self._answered_at is None
+            else round(time.monotonic() - self._answered_at, 1),
             "pending": len(self._pending),
             "max_pending": self._settings.facade.max_pending,
             "counts": self._counts.here(),
@@ -323,6 +327,7 @@ class RequestReplyClient:
     # ---- on the event loop, asked for by the threads ----
 
     def _resolve(self, replies: list[tuple[bytes, Reply]]) -> None:
+        self._answered_at = time.monotonic()
         for correlation_id, reply in replies:
             future = self._pending.get(correlation_id)
             if future is not None and not future.done():
