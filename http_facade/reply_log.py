@@ -103,7 +103,7 @@ class ReplyLog:
         consumer.assign([TopicPartition(self._topic, place.partition, offset)])
         wanted = place.correlation_id.encode()
         size = 0
-        while size < _MOST_BYTES and (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - time.monotonic()) > 0:
             first = consumer.poll(left)
             if first is None:
                 break
@@ -119,10 +119,12 @@ class ReplyLog:
                 try:
                     headers = read_headers(message)
                 except UnreadableHeaders:
-                    continue
+                    headers = []
                 values = {name: value for name, value in headers if value is not None}
                 if values.get(CORRELATION_ID) == wanted:
                     return reply(body, values)
+                if size >= _MOST_BYTES:
+                    return place._replace(offset=offset)
         return place._replace(offset=offset)
 
     def _pending(self, place: Place) -> Place:
