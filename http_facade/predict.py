@@ -93,12 +93,16 @@ class Predict:
         if said := applied(preferred, wait):
             resp.set_header("Preference-Applied", said)
         if preferred.respond_async:
+            deadline = time.monotonic() + self._timeout
             with self._incoming.share() as share:
+                payload = await self._payload(req, self._timeout, share)
+                left = deadline - time.monotonic()
                 found = await self._client.submit(
-                    await self._payload(req, self._timeout, share),
+                    payload,
                     _headers(req),
                     self._async_timeout,
-                    wait,
+                    min(wait, left),
+                    left,
                     share.release,
                 )
             if isinstance(found, Place):

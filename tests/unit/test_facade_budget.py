@@ -145,7 +145,7 @@ async def test_answers_count_until_their_readers_have_them() -> None:
     assert len(slow.sent) == 2
     refused = Connection({"Content-Length": "1"}, [b"x", b""])
     await facade(refused.scope, refused.receive, refused.send)
-    assert (refused.status, refused.body["type"][-10:]) == (503, "overloaded")
+    assert (refused.status, refused.body["type"][-10:]) == (503, "er-dropped")
     assert "read slowly" in refused.body["detail"]
     slow.go.set()
     await reading
