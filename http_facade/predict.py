@@ -42,8 +42,8 @@ class Predict:
                 Parameter(
                     "X-Request-Id",
                     "header",
-                    "An id of the caller's own, to find the request in logs by.",
-                    {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+                    "An id of the caller's own, to find the request in logs by: up to 64 "
+                    "letters, digits, `.`, `_` and `-`. Any other is replaced.",
                 ),
                 Parameter("traceparent", "header", "W3C trace context, passed on to the worker."),
                 Parameter("tracestate", "header", "W3C trace context, passed on to the worker."),

@@ -159,6 +159,14 @@ async def test_answers_count_until_their_readers_have_them() -> None:
     assert later.status == 200
 
 
+def test_metrics_too_are_an_answer_that_may_not_fit() -> None:
+    over_http = http(FakeClient(), **SMALL)
+    result = over_http.simulate_get("/metrics")
+    assert (result.status_code, result.headers["retry-after"]) == (503, "1")
+    described = over_http.simulate_get("/api/openapi").json["paths"]["/metrics"]["get"]
+    assert "503" in described["responses"]
+
+
 @pytest.mark.parametrize("coding", ["gzip, chunked", "identity, gzip, chunked", "x"])
 def test_a_body_in_another_transfer_coding_is_refused(coding: str) -> None:
     client = FakeClient()
