@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -38,11 +38,13 @@ class Exchange:
     def __init__(
         self,
         metrics: Metrics,
+        paths: Set[str],
         scope: dict[str, Any],
         events: BodyEvents,
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
         self._metrics = metrics
+        self._paths = paths
         self._scope = scope
         self._events = events
         self._send = send
@@ -81,6 +83,8 @@ class Exchange:
             # Without a response of ours the server sends a 500.
             status = _CLIENT_GONE if kind is asyncio.CancelledError else 500
         route = None if self._request is None else self._request.uri_template
+        if route is None and self._scope["path"] in self._paths:
+            route = self._scope["path"]  # it was refused before it was routed
         method = self._scope["method"]
         self._metrics.responded(route, method, status, seconds)
         level = logging.DEBUG if route in _FREQUENT else logging.INFO

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,9 +34,10 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Facade(falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]):
     """A Falcon app that looks at a request before its body is there, and takes the body's rest."""
 
-    def __init__(self, metrics: Metrics, **options: Any) -> None:
+    def __init__(self, metrics: Metrics, paths: Iterable[str], **options: Any) -> None:
         super().__init__(**options)
         self._metrics = metrics
+        self._paths = frozenset(paths)
 
     async def __call__(  # type: ignore[override]  # as Falcon's own is not that of its WSGI parent
         self,
@@ -56,7 +57,7 @@ class Facade(falcon.asgi.App[falcon.asgi.Request, falcon.asgi.Response]):
             # Falcon's own name for something else: refused before any middleware has seen it.
             scope["method"] = "UNKNOWN"
         events = BodyEvents(receive)
-        with Exchange(self._metrics, scope, events, send) as exchange:
+        with Exchange(self._metrics, self._paths, scope, events, send) as exchange:
             try:
                 await super().__call__(scope, events, exchange)
             finally:
@@ -118,9 +119,10 @@ def create_app(client: Caller, settings: Settings) -> Facade:
     keys = [key.get_secret_value() for key in settings.facade.api_keys]
     # Responses go through these from the last to the first.
     middleware = [_Lifespan(client), _Envelope(), Keys(keys), Outgoing(most)]
-    app = Facade(client.metrics, middleware=middleware)
+    table = routes(client, settings)
+    app = Facade(client.metrics, table, middleware=middleware)
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(dumps=orjson.dumps)
-    for path, resource in routes(client, settings).items():
+    for path, resource in table.items():
         app.add_route(path, resource)
     problems.install(app)
     return app

@@ -63,7 +63,7 @@ class BodyEvents:
         response that says why its body was not wanted.
         """
         if not self._more:
-            return  # as nearly always
+            return
         dropped = 0
         with contextlib.suppress(TimeoutError, BodyIncomplete):
             async with asyncio.timeout(_DRAIN_SECONDS):

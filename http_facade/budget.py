@@ -7,7 +7,7 @@ from typing import Final, Self
 
 import falcon.asgi
 
-from http_facade.calls import Overloaded
+from http_facade.calls import AnswerDropped, Overloaded
 
 _HELD: Final = "facade.held"
 """Where the scope of a request keeps its share of the outgoing budget."""
@@ -97,8 +97,9 @@ class Outgoing:
             try:
                 share.add(len(resp.data))
             except Overloaded:
-                raise Overloaded(
-                    "the answer is there, but too many bytes wait for callers that read slowly"
+                raise AnswerDropped(
+                    "the request was answered, and there is no room for the answer: too many bytes "
+                    "wait for callers that read slowly"
                 ) from None
             req.scope[_HELD] = share
 

@@ -64,6 +64,10 @@ class Overloaded(Exception):
     """As many requests or bytes as may wait are waiting, or the producer's queue is full."""
 
 
+class AnswerDropped(Exception):
+    """The answer came and was dropped for want of room. The request has been scored."""
+
+
 class RequestTooLarge(Exception):
     """Kafka refuses the request for its size."""
 
@@ -151,9 +155,12 @@ class Caller(Protocol):
         headers: Sequence[Header],
         lifetime: float,
         wait: float,
+        timeout: float,
         sent: Callable[[], None] | None = None,
     ) -> Reply | Place:
         """Send one request that has ``lifetime`` seconds, and wait for its reply for ``wait``.
+
+        It is to be stored within ``timeout`` seconds.
 
         Returns:
             The reply, or where it will be. The request is then safe in Kafka.

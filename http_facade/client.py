@@ -80,6 +80,7 @@ class RequestReplyClient:
         self._counts = self.metrics.counts
         self._model: str | None = None
         self._accepts: str | None = None
+        self._answered_at: float | None = None
         self._pid: int | None = None
         self._loop: asyncio.AbstractEventLoop
         self._next_look: asyncio.TimerHandle
@@ -112,12 +113,14 @@ class RequestReplyClient:
         self._show()
 
     async def close(self) -> None:
-        """Stop both threads; requests that still wait fail with ``NotReady``."""
+        """Stop both threads; requests that still wait fail with ``ReplyLost``."""
         if self._pid is None:
             return
         self._next_look.cancel()
         self._replies.stop()
-        self._fail_pending(NotReady, "the service is stopping")
+        self._fail_pending(
+            ReplyLost, "the service is stopping; whether the request was scored is unknown"
+        )
         self._requests.stop()
         deadline = time.monotonic() + _CLOSE
         await self._log.close()
@@ -194,6 +197,7 @@ class RequestReplyClient:
         headers: Sequence[Header],
         lifetime: float,
         wait: float,
+        timeout: float,
         sent: Callable[[], None] | None = None,
     ) -> Reply | Place:
         """Send a request, see it stored, and wait for its reply for a while.
@@ -203,6 +207,7 @@ class RequestReplyClient:
             headers: as in ``call``.
             lifetime: seconds until the request's deadline.
             wait: seconds to wait for the reply once the request is stored; may be 0.
+            timeout: seconds to wait until it is stored.
             sent: as in ``call``.
 
         Returns:
@@ -221,18 +226,28 @@ class RequestReplyClient:
             if sent is not None:
                 sent()
             # Refused requests have their exception in `future`.
-            await asyncio.wait((stored, future), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                (stored, future), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                raise DeliveryFailed(
+                    "Kafka has not said in time that it has the request; whether it has is unknown"
+                )
+            if not stored.done() and future.exception() is not None:
+                raise future.exception() or AssertionError
             if wait > 0:
-                with contextlib.suppress(ReplyTimeout):
+                # The request is safe, and its reply will be found, whatever becomes of this wait.
+                with contextlib.suppress(ReplyTimeout, ReplyLost):
                     return await self._reply(place, future, wait)
-            elif future.done():
-                future.result()
             return place
         finally:
+            self._requests.forget(key)
             self._end(key)
 
     async def find(self, place: Place) -> Reply | Place:
         """Look for a reply on the topic itself, whoever asked for it; see ``ReplyLog.find``."""
+        if not self.ready:
+            raise NotReady("not connected to Kafka")
         return await self._log.find(place)
 
     def snapshot(self) -> dict[str, object]:
@@ -249,6 +264,9 @@ class RequestReplyClient:
                 "partition": replies.partition if replies else None,
                 "next_offset": replies.next_offset if replies else None,
             },
+            "seconds_since_reply": None
+            if self._answered_at is None
+            else round(time.monotonic() - self._answered_at, 1),
             "pending": len(self._pending),
             "max_pending": self._settings.facade.max_pending,
             "counts": self._counts.here(),
@@ -323,6 +341,7 @@ class RequestReplyClient:
     # ---- on the event loop, asked for by the threads ----
 
     def _resolve(self, replies: list[tuple[bytes, Reply]]) -> None:
+        self._answered_at = time.monotonic()
         for correlation_id, reply in replies:
             future = self._pending.get(correlation_id)
             if future is not None and not future.done():

@@ -16,7 +16,9 @@ _RECEIVE: Final = memoryview(bytearray(64 * 1024))
 
 _END_OF_HEADERS: Final = b"\r\n\r\n"
 
-_MALFORMED: Final = b"400 Bad Request"
+_BACKLOG: Final = 2048
+"""Connections that may wait to be taken."""
+
 _TOO_SLOW: Final = b"408 Request Timeout"
 _FULL: Final = b"503 Service Unavailable\r\nRetry-After: 1"
 
@@ -76,11 +78,7 @@ class Connection(asyncio.BufferedProtocol):
             self._tail = (self._tail + data)[-3:]
             if self._headers_seen:
                 self._stop()
-        try:
-            self._inner.data_received(data)
-        except ValueError:
-            # Of a Content-Length with so many digits that Python makes no number of it.
-            self._refuse(_MALFORMED)
+        self._inner.data_received(data)
 
     def pause_writing(self) -> None:
         if self._inner is not None:
@@ -138,6 +136,8 @@ def bound(loop: asyncio.AbstractEventLoop, most: int, patience: float) -> None:
     def bounded(
         factory: Callable[[], asyncio.Protocol], *place: Any, **options: Any
     ) -> Awaitable[asyncio.Server]:
+        # gunicorn's own; without it asyncio listens anew, for no more than 100.
+        options.setdefault("backlog", _BACKLOG)
         return create_server(lambda: Connection(factory, places, patience), *place, **options)
 
     loop.create_server = bounded  # type: ignore[method-assign,assignment]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import falcon.asgi
+import orjson
 
 from http_facade import openapi, swagger
 from http_facade.calls import Caller
@@ -32,13 +33,13 @@ class Swagger:
         self._keys = keys
 
     async def on_get(self, _req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        resp.media = self._document
+        resp.data = self._document
 
     on_head = on_get
 
     @cached_property
-    def _document(self) -> dict[str, Any]:
-        return swagger.document(self._routes, keys=self._keys)
+    def _document(self) -> bytes:
+        return orjson.dumps(swagger.document(self._routes, keys=self._keys))
 
 
 class OpenApi:
@@ -63,8 +64,8 @@ class OpenApi:
         self._examples = examples
 
     async def on_get(self, _req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        resp.media = openapi.document(
-            self._routes, known(self._client), self._examples, keys=self._keys
+        resp.data = orjson.dumps(
+            openapi.document(self._routes, known(self._client), self._examples, keys=self._keys)
         )
 
     on_head = on_get

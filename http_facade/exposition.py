@@ -22,6 +22,8 @@ class Exposition:
             responses={
                 200: Response("The metrics.", TEXT, types=("text/plain",)),
                 500: problem(500),
+                # Where too much waits already for callers that read slowly.
+                503: problem(503, ["Retry-After"]),
             },
         ),
     )

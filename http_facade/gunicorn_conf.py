@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,13 @@ from stream_scorer.config import ConfigError, Settings, load_settings
 
 # By its name, as the library behind that module looks at the environment once, when it is imported.
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+_OTHER_FILES = 100
+"""File descriptors that a process needs beside those of its callers."""
+
+# A header of 8190 digits is a number too large, and no reason for a stack trace.
+sys.set_int_max_str_digits(10_000)
 
 
 def _read_settings() -> Settings:
@@ -99,13 +107,23 @@ def on_exit(_server: object) -> None:
         shutil.rmtree(os.environ[_MULTIPROCESS], ignore_errors=True)
 
 
+def _connections(wanted: int) -> int:
+    """As many as wanted, or as there may be file descriptors for: a connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted + _OTHER_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted + _OTHER_FILES:
+        soft = min(wanted + _OTHER_FILES, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
+
+
 _settings = _read_settings()
 _timeout = math.ceil(_settings.facade.timeout)
 
 bind = _bind(_settings.host, _settings.port)
 workers = _settings.facade.processes
 # Each that waits for an answer has one; the others are idle, send, read, or are refused.
-worker_connections = _settings.facade.max_pending + 1000
+worker_connections = _connections(_settings.facade.max_pending + 1000)
 worker_class = "asgi"
 asgi_lifespan = "on"
 

@@ -126,8 +126,12 @@ def _response(response: Response) -> dict[str, Any]:
     written: dict[str, Any] = {
         "description": response.description,
         "headers": {
-            name: {"description": HEADERS[name], "schema": {"type": "string"}}
-            for name in response.headers
+            name: {
+                "description": HEADERS[name],
+                "required": name in response.headers,
+                "schema": {"type": "string"},
+            }
+            for name in (*response.headers, *response.sometimes)
         },
     }
     if response.types:

@@ -72,14 +72,25 @@ class Parameter:
 class Response:
     """One way an operation may end.
 
-    ``schema`` is that of its body in each of ``types``; no types, no body. ``headers`` are names
-    that ``HEADERS`` has words for.
+    ``schema`` is that of its body in each of ``types``; no types, no body. ``headers`` it always
+    has, ``sometimes`` those in certain cases; both are names that ``HEADERS`` has words for.
     """
 
     description: str
     schema: Schema
     headers: tuple[str, ...] = ("X-Request-Id", "Server-Timing")
+    sometimes: Sequence[str] = ()
     types: Sequence[str] = (JSON,)
+
+
+_FROM_THE_SERVER: Final[Mapping[int, Response]] = {
+    http: Response(description, TEXT, headers=(), types=("text/plain",))
+    for http, description in (
+        (414, "The path and query are too long."),
+        (431, "The headers are too long, or too many."),
+    )
+}
+"""What the server in front of the application says by itself to what parameters may hold."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +110,13 @@ class Operation:
     needs_key: bool = True
 
     def endings(self, keys: bool) -> Mapping[int, Response]:
-        """The responses, with the one to callers without a key where there are keys."""
-        if not (keys and self.needs_key):
-            return self.responses
-        return {**self.responses, WITHOUT_KEY: problem(WITHOUT_KEY, ["WWW-Authenticate"])}
+        """The responses, with those that are not its own: of the server, and of the keys."""
+        found = dict(self.responses)
+        if self.parameters:
+            found |= _FROM_THE_SERVER
+        if keys and self.needs_key:
+            found[WITHOUT_KEY] = problem(WITHOUT_KEY, always=["WWW-Authenticate"])
+        return dict(sorted(found.items()))
 
     def name(self, path: str) -> str:
         """Its ``operationId`` at this path."""
@@ -118,12 +132,13 @@ class Resource(Protocol):
         """Its methods, one for each ``on_…`` it has; none where the documents leave it out."""
 
 
-def problem(http: int, headers: Sequence[str] = ()) -> Response:
+def problem(http: int, sometimes: Sequence[str] = (), *, always: Sequence[str] = ()) -> Response:
     """The response with this HTTP status, described by the titles of its problems."""
     titles = [found.title for found in problems_of(http)] or [HTTPStatus(http).phrase]
     return Response(
         description="; ".join(titles) + ".",
         schema=PROBLEM,
-        headers=("X-Request-Id", "Server-Timing", *headers),
+        headers=("X-Request-Id", "Server-Timing", *always),
+        sometimes=sometimes,
         types=(PROBLEM_JSON,),
     )

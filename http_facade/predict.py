@@ -42,8 +42,8 @@ class Predict:
                 Parameter(
                     "X-Request-Id",
                     "header",
-                    "An id of the caller's own, to find the request in logs by.",
-                    {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+                    "An id of the caller's own, to find the request in logs by: up to 64 "
+                    "letters, digits, `.`, `_` and `-`. Any other is replaced.",
                 ),
                 Parameter("traceparent", "header", "W3C trace context, passed on to the worker."),
                 Parameter("tracestate", "header", "W3C trace context, passed on to the worker."),
@@ -93,12 +93,16 @@ class Predict:
         if said := applied(preferred, wait):
             resp.set_header("Preference-Applied", said)
         if preferred.respond_async:
+            deadline = time.monotonic() + self._timeout
             with self._incoming.share() as share:
+                payload = await self._payload(req, self._timeout, share)
+                left = deadline - time.monotonic()
                 found = await self._client.submit(
-                    await self._payload(req, self._timeout, share),
+                    payload,
                     _headers(req),
                     self._async_timeout,
-                    wait,
+                    min(wait, left),
+                    left,
                     share.release,
                 )
             if isinstance(found, Place):

@@ -96,25 +96,31 @@ class Replies:
         return self._assigned and not self._stopping.is_set()
 
     def _run(self) -> None:
+        failed = False
         try:
             while not self._stopping.is_set():
                 try:
+                    if failed:
+                        self._renew()
                     self._connect()
                     self._read()
                 except (BrokerUnreachable, TopicError, KafkaException) as error:
+                    failed = True
                     self._away(error)
                     self._stopping.wait(_PAUSE)
-                    # A broker that comes back from a hang says for a moment that its cluster has
-                    # no brokers. A client that hears so drops its only one, and never finds it
-                    # again (librdkafka 2.16); a new one does, and goes on where this one was.
-                    self._consumer.close()
-                    self._consumer = self._new_consumer()
         finally:
             self._assigned = False
             self._consumer.close()
 
     def _new_consumer(self) -> Consumer:
         return Consumer(reply_properties(self._settings) | {"error_cb": self._on_error})
+
+    def _renew(self) -> None:
+        # A broker that comes back from a hang says for a moment that its cluster has no brokers. A
+        # client that hears so drops its only one, and never finds it again (librdkafka 2.16); a new
+        # one does, and goes on where this one was.
+        lost, self._consumer = self._consumer, self._new_consumer()
+        lost.close()
 
     def _connect(self) -> None:
         topics = self._topics = self._topics or Topics(self._settings)
@@ -196,9 +202,14 @@ class Replies:
         failure: KafkaError | None = None
         for message in messages:
             failure = message.error()
+            offset = message.offset()
+            if failure is not None and failure.code() == KafkaError._PARTITION_EOF:
+                # Past the markers of transactions too, which are no records and yet have offsets:
+                # once they alone are deleted, no reply is lost.
+                self.next_offset, failure = offset, None
+                continue
             if failure is not None:
                 break
-            offset = message.offset()
             if offset is not None:
                 self.next_offset = offset + 1
             try:
@@ -259,4 +270,5 @@ def reply_properties(settings: Settings) -> dict[str, Any]:
         "auto.offset.reset": "error",
         # A reply waits for no other worker's open transaction.
         "isolation.level": "read_uncommitted",
+        "enable.partition.eof": True,
     }

@@ -59,7 +59,7 @@ class ReplyLog:
             The reply; or, where it may be further on or still to come, the place to go on from.
 
         Raises:
-            NoSuchPrediction: the topic has no such partition or offset.
+            NoSuchPrediction: the topic has no such partition.
             PredictionGone: the deadline has passed, and no reply is on the topic.
             NotReady: the broker is not there.
             Overloaded: too many searches are waiting.
@@ -98,12 +98,13 @@ class ReplyLog:
         at = TopicPartition(self._topic, place.partition)
         low, high = consumer.get_watermark_offsets(at, timeout=_MOST_SECONDS, cached=False)
         if place.offset > high:
-            raise NoSuchPrediction("no such prediction")
+            # Behind it are only transactions that are open yet.
+            return self._pending(place)
         offset = max(place.offset, low)
         consumer.assign([TopicPartition(self._topic, place.partition, offset)])
         wanted = place.correlation_id.encode()
         size = 0
-        while size < _MOST_BYTES and (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - time.monotonic()) > 0:
             first = consumer.poll(left)
             if first is None:
                 break
@@ -119,25 +120,27 @@ class ReplyLog:
                 try:
                     headers = read_headers(message)
                 except UnreadableHeaders:
-                    continue
+                    headers = []
                 values = {name: value for name, value in headers if value is not None}
                 if values.get(CORRELATION_ID) == wanted:
                     return reply(body, values)
+                if size >= _MOST_BYTES:
+                    return place._replace(offset=offset)
         return place._replace(offset=offset)
 
     def _pending(self, place: Place) -> Place:
         # A worker may come to an expired request, and say so, a little after its deadline.
         if time.time() * 1000 > place.until + self._settings.facade.timeout * 1000:
             raise PredictionGone(
-                "the request's deadline has passed and there is no answer: none was given, or it "
-                "is no longer kept"
+                "there is no answer: none came by the request's deadline, or it is no longer kept"
             )
         return place
 
 
 def _properties(settings: Settings) -> dict[str, Any]:
     return reply_properties(settings) | {
-        "enable.partition.eof": True,
+        # What a transaction that is open or aborted holds is no answer, and nobody waits here.
+        "isolation.level": "read_committed",
         "queued.max.messages.kbytes": _FETCH_KBYTES,
         "max.partition.fetch.bytes": _FETCH_KBYTES * 1024,
     }

@@ -61,6 +61,10 @@ class Requests:
         self._stopping = True
         self._hurry.set()
 
+    def forget(self, correlation_id: bytes) -> None:
+        """Nobody waits any more to hear that this request is stored."""
+        self._awaited.discard(correlation_id)
+
     def send(
         self,
         correlation_id: bytes,
@@ -76,14 +80,18 @@ class Requests:
             BufferError: the queue is full.
             KafkaException: the client refuses the record.
         """
-        self._producer.produce(
-            self._topic,
-            value=payload,
-            headers=[*headers],
-            on_delivery=functools.partial(self._on_delivery, correlation_id, stored),
-        )
         if stored is not None:
             self._awaited.add(correlation_id)
+        try:
+            self._producer.produce(
+                self._topic,
+                value=payload,
+                headers=[*headers],
+                on_delivery=functools.partial(self._on_delivery, correlation_id, stored),
+            )
+        except (BufferError, KafkaException):
+            self._awaited.discard(correlation_id)
+            raise
         if at_once or stored is not None:
             self._hurry.set()
 

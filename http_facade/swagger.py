@@ -95,7 +95,8 @@ def _response(response: Response) -> dict[str, Any]:
     written: dict[str, Any] = {
         "description": response.description,
         "headers": {
-            name: {"type": "string", "description": HEADERS[name]} for name in response.headers
+            name: {"type": "string", "description": HEADERS[name]}
+            for name in (*response.headers, *response.sometimes)
         },
     }
     if response.types:

@@ -143,7 +143,6 @@ REFUSED: dict[str, tuple[bytes, list[int]]] = {
     "underscore": (POST + b"Content-Length: 1_0\r\n\r\nabcdeabcde", MALFORMED),
     "hexadecimal": (POST + b"Content-Length: 0x5\r\n\r\nabcde", MALFORMED),
     "no digits": (POST + b"Content-Length: \r\n\r\nabcde", MALFORMED),
-    "5,000 digits": (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\na", MALFORMED),
     # ---- chunks
     "negative chunk": (CHUNKED + b"-1\r\na\r\n0\r\n\r\n", MALFORMED),
     "0x chunk": (CHUNKED + b"0x1\r\na\r\n0\r\n\r\n", MALFORMED),
@@ -328,6 +327,7 @@ def test_what_never_ends_is_ended(facade: Facade) -> None:
         "a chunk of 2**72 bytes": (CHUNKED + b"ffffffffffffffffff\r\nbad", [408]),
         "no last chunk": (CHUNKED + b"3\r\nbad\r\n", [408]),
         "a length of 26 digits": (POST + b"Content-Length: " + b"9" * 26 + b"\r\n\r\nbad", [413]),
+        "5,000 digits": (POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\na", [413]),
         "a large body that is another request": (
             POST + b"Content-Length: 2000000\r\n\r\n" + POST + b"Content-Length: 3\r\n\r\nbad",
             [413],

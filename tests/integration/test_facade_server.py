@@ -8,11 +8,13 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from confluent_kafka import OFFSET_END, TopicPartition
+from confluent_kafka import OFFSET_END, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -138,6 +140,67 @@ def test_answers_that_kafka_no_longer_keeps_are_gone(
     for future in admin.delete_records(delete).values():
         future.result(PATIENCE)
     assert (found(server, place).status, found(server, place).problem) == (410, "gone")
+
+
+@contextmanager
+def transactions(kafka: str) -> Iterator[Producer]:
+    producer = Producer(
+        {"bootstrap.servers": kafka, "transactional.id": os.urandom(8).hex(), "log_level": 0}
+    )
+    producer.init_transactions(PATIENCE)
+    yield producer
+
+
+def answer_in(producer: Producer, sent: Sent, *, commit: bool) -> None:
+    producer.begin_transaction()
+    producer.produce(sent.topic, sent.body, partition=sent.partition, headers=sent.headers)
+    producer.flush(PATIENCE)
+    if commit:
+        producer.commit_transaction(PATIENCE)
+    else:
+        producer.abort_transaction(PATIENCE)
+
+
+@pytest.mark.usefixtures("real_kafka")
+def test_an_answer_whose_transaction_was_aborted_is_none(
+    kafka: str, start: Start, work: Work
+) -> None:
+    worker = work(lambda _asked: [])
+    server = start()
+    place = server.predict(b"x", Prefer="respond-async").headers["location"]
+    until(lambda: worker.asked)
+    with transactions(kafka) as producer:
+        answer_in(producer, reply(worker.asked[0], status=b"model-error"), commit=False)
+        assert server.ask("GET", place).status == 202
+        answer_in(producer, reply(worker.asked[0]), commit=True)
+    assert (found(server, place).status, found(server, place).body) == (200, b"x")
+
+
+@pytest.mark.usefixtures("real_kafka")
+def test_markers_of_transactions_that_are_deleted_are_no_lost_replies(
+    kafka: str, start: Start, work: Work, names: dict[str, str]
+) -> None:
+    worker = work(lambda _asked: [])
+    server = start()
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(server.predict, b"x")
+        until(lambda: worker.asked)
+        first = reply(worker.asked[0])
+        with transactions(kafka) as producer:
+            answer_in(producer, first, commit=True)
+        assert waiting.result().status == 200
+        # The end is behind the marker, which only an end of the partition tells of.
+        place = TopicPartition(names["SCORER_TOPICS_REPLIES"], first.partition, OFFSET_END)
+        until(lambda: server.status()["kafka"]["replies"]["next_offset"] == 2)
+        admin = AdminClient({"bootstrap.servers": kafka, "log_level": 0})
+        for future in admin.delete_records([place]).values():
+            assert future.result(PATIENCE).low_watermark == 2
+        waiting = other.submit(server.predict, b"y")
+        until(lambda: len(worker.asked) == 2)
+        time.sleep(6)  # until the facade has looked where the replies are
+        worker.send([reply(worker.asked[1])])
+        assert waiting.result().body == b"y"
+    assert server.status()["kafka"]["counts"]["lost"] == 0
 
 
 # ---- refused or unanswered --------------------------------------------------------------------

@@ -212,7 +212,7 @@ async def test_a_request_that_the_framework_does_not_take(
         await app(client)(connection.scope, connection.receive, connection.send)
     fields = fields_of(line_of(caplog))
     assert (fields["status"], fields["request_id"], fields["path"]) == (500, None, "/api/predict")
-    assert count_of(client, "other", "POST", 500) == 1
+    assert count_of(client, "/api/predict", "POST", 500) == 1
 
 
 async def test_a_request_leaves_nothing_that_has_to_be_looked_for() -> None:

@@ -145,7 +145,7 @@ async def test_answers_count_until_their_readers_have_them() -> None:
     assert len(slow.sent) == 2
     refused = Connection({"Content-Length": "1"}, [b"x", b""])
     await facade(refused.scope, refused.receive, refused.send)
-    assert (refused.status, refused.body["type"][-10:]) == (503, "overloaded")
+    assert (refused.status, refused.body["type"][-10:]) == (503, "er-dropped")
     assert "read slowly" in refused.body["detail"]
     slow.go.set()
     await reading
@@ -157,6 +157,14 @@ async def test_answers_count_until_their_readers_have_them() -> None:
     later.go.set()
     await facade(later.scope, later.receive, later.send)
     assert later.status == 200
+
+
+def test_metrics_too_are_an_answer_that_may_not_fit() -> None:
+    over_http = http(FakeClient(), **SMALL)
+    result = over_http.simulate_get("/metrics")
+    assert (result.status_code, result.headers["retry-after"]) == (503, "1")
+    described = over_http.simulate_get("/api/openapi").json["paths"]["/metrics"]["get"]
+    assert "503" in described["responses"]
 
 
 @pytest.mark.parametrize("coding", ["gzip, chunked", "identity, gzip, chunked", "x"])

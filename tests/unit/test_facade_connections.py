@@ -28,8 +28,6 @@ class Echo(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.events.append("data")
-        if data.startswith(b"malformed"):
-            raise ValueError("too many digits")
         self.transport.write(data)
 
     def pause_writing(self) -> None:
@@ -106,14 +104,6 @@ async def test_more_connections_than_there_may_be_are_told_to_come_back() -> Non
         third.write(b"there is room\r\n\r\n")
         assert await asyncio.wait_for(reader.readexactly(17), PATIENCE) == b"there is room\r\n\r\n"
         third.close()
-
-
-async def test_what_gunicorn_falls_over_is_a_400() -> None:
-    async with serving() as port:
-        reader, writer = await connect(port)
-        writer.write(b"malformed")
-        assert (await rest(reader)).startswith(b"HTTP/1.1 400 Bad Request\r\n")
-        writer.close()
 
 
 @pytest.mark.parametrize("closed", [False, True])
