@@ -24,12 +24,14 @@ sample:
 	@test -f samples/$(SAMPLE)/conf.yaml || { echo "no sample '$(SAMPLE)'; there are:" \
 	  "$(patsubst samples/%/conf.yaml,%,$(wildcard samples/*/conf.yaml samples/*/*/conf.yaml))" >&2; exit 2; }
 
+# Side by side, all but the tests that kill and pause what runs: those want the machine alone.
 test: lint ## Format, lint, types and all tests, on a real Kafka where one can be had
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile -m "not (chaos or e2e or long)"
+	$(BIN)/pytest -m "chaos and not long"
 	@echo "not run here: tests/e2e (make e2e, needs Docker), the long forms (make long)"
 
 check: lint ## The fast part of test: format, lint, types and unit tests
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n 2 tests/unit
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
