@@ -7,7 +7,7 @@ from typing import Final, Self
 
 import falcon.asgi
 
-from http_facade.calls import Overloaded
+from http_facade.calls import AnswerDropped, Overloaded
 
 _HELD: Final = "facade.held"
 """Where the scope of a request keeps its share of the outgoing budget."""
@@ -97,7 +97,7 @@ class Outgoing:
             try:
                 share.add(len(resp.data))
             except Overloaded:
-                raise Overloaded(
+                raise AnswerDropped(
                     "the answer is there, but too many bytes wait for callers that read slowly"
                 ) from None
             req.scope[_HELD] = share

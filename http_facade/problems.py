@@ -13,6 +13,7 @@ import orjson
 
 from http_facade.body import BodyIncomplete, EncodingNotSupported, PayloadTooLarge
 from http_facade.calls import (
+    AnswerDropped,
     DeliveryFailed,
     NoSuchPrediction,
     NotReady,
@@ -52,6 +53,7 @@ PROBLEMS: Final[Mapping[type[Exception], Problem]] = {
     Unauthorized: Problem("unauthorized", 401, "Unauthorized"),
     NotReady: Problem("not-ready", 503, "Not ready"),
     Overloaded: Problem("overloaded", 503, "Overloaded"),
+    AnswerDropped: Problem("answer-dropped", 503, "Answer dropped"),
     DeliveryFailed: Problem("delivery-failed", 503, "Request not delivered"),
     ReplyLost: Problem("reply-lost", 503, "Reply lost"),
     ReplyTimeout: Problem("timeout", 504, "No answer in time"),
@@ -67,6 +69,7 @@ _HEADERS: Final[Mapping[type[Exception], Mapping[str, str]]] = {
     Unauthorized: {"WWW-Authenticate": "Bearer"},
     NotReady: {"Retry-After": "1"},
     Overloaded: {"Retry-After": "1"},
+    AnswerDropped: {"Retry-After": "1"},
     DeliveryFailed: {"Retry-After": "1"},
 }
 
@@ -144,5 +147,7 @@ async def _handle_unexpected(
     _params: dict[str, Any],
 ) -> None:
     extra = {"request_id": req.context.request_id}
-    _log.error("%s %r failed", req.method, req.path, exc_info=error, extra=extra)
+    _log.error(
+        "%s %r failed", req.method, req.uri_template or req.path, exc_info=error, extra=extra
+    )
     respond(resp, INTERNAL_ERROR, "the request failed inside the service")

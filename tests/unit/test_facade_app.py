@@ -19,6 +19,7 @@ from http_facade import problems
 from http_facade.app import Facade, create_app
 from http_facade.body import BodyIncomplete, EncodingNotSupported, PayloadTooLarge
 from http_facade.calls import (
+    AnswerDropped,
     DeliveryFailed,
     NoSuchPrediction,
     NotReady,
@@ -238,6 +239,7 @@ def test_the_timeout_is_that_of_the_settings() -> None:
         (Unauthorized("why"), 401, "unauthorized"),
         (NotReady("why"), 503, "not-ready"),
         (Overloaded("why"), 503, "overloaded"),
+        (AnswerDropped("why"), 503, "answer-dropped"),
         (DeliveryFailed("why"), 503, "delivery-failed"),
         (ReplyLost("why"), 503, "reply-lost"),
         (RequestTooLarge("why"), 413, "payload-too-large"),
@@ -262,7 +264,9 @@ def test_every_problem_of_the_table_is_among_the_tests() -> None:
     assert set(problems.PROBLEMS) - tested == {UnknownStatus, Exception}
 
 
-@pytest.mark.parametrize("error", [NotReady(""), Overloaded(""), DeliveryFailed("")])
+@pytest.mark.parametrize(
+    "error", [NotReady(""), Overloaded(""), AnswerDropped(""), DeliveryFailed("")]
+)
 def test_where_trying_again_helps_it_is_said_when(error: Exception) -> None:
     assert predict(FakeClient(error)).headers["retry-after"] == "1"
 
