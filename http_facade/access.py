@@ -16,6 +16,7 @@ from urllib.parse import quote
 import falcon.asgi
 
 from http_facade.body import BodyEvents
+from http_facade.calls import PREDICTIONS
 from http_facade.metrics import METHODS, Metrics
 
 _log = logging.getLogger(__name__)
@@ -94,11 +95,13 @@ class Exchange:
     def _tell(
         self, level: int, route: str | None, method: str, status: int, seconds: float
     ) -> None:
-        if route is None or "{" in route:
+        path = route or self._scope["path"]
+        if route is None and path.startswith(PREDICTIONS):
+            # Refused before there was a route. Whoever reads the log is not to have the answer.
+            path = f"{PREDICTIONS}{{id}}"
+        elif route is None:
             # Whoever sends it may not write lines, or fields, of the log.
-            path = quote(self._scope["path"][:_LONGEST])[:_LONGEST]
-        else:
-            path = route
+            path = quote(path[:_LONGEST])[:_LONGEST]
         if method not in METHODS:
             method = quote(method[:_LONGEST])[:_LONGEST]
         client = self._scope.get("client") or ()

@@ -98,8 +98,7 @@ class Outgoing:
                 share.add(len(resp.data))
             except Overloaded:
                 raise AnswerDropped(
-                    "the request was answered, and there is no room for the answer: too many bytes "
-                    "wait for callers that read slowly"
+                    "the answer is there, but too many bytes wait for callers that read slowly"
                 ) from None
             req.scope[_HELD] = share
 

@@ -13,6 +13,9 @@ from typing import Final, NamedTuple, Protocol
 from http_facade.metrics import Metrics
 from stream_scorer.protocol import Header
 
+PREDICTIONS: Final = "/api/predictions/"
+"""The path of answers asked for later; what follows it is the request's correlation id."""
+
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 _MOST_CHARACTERS: Final = 1024
 
@@ -49,7 +52,7 @@ class Place(NamedTuple):
     def uri(self) -> str:
         """The path and query under which the reply is asked for."""
         query = f"partition={self.partition}&offset={self.offset}&until={self.until}"
-        return f"/api/predictions/{self.correlation_id}?{query}"
+        return f"{PREDICTIONS}{self.correlation_id}?{query}"
 
 
 class Unauthorized(Exception):
@@ -65,7 +68,7 @@ class Overloaded(Exception):
 
 
 class AnswerDropped(Exception):
-    """The answer came and was dropped for want of room. The request has been scored."""
+    """The request was scored, but too many bytes of answers wait for their readers already."""
 
 
 class RequestTooLarge(Exception):

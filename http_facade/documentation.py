@@ -24,7 +24,11 @@ class Swagger:
             method="get",
             summary="Swagger 2.0",
             description="This description as Swagger 2.0.",
-            responses={200: Response("Success", {"type": "object"}), 500: problem(500)},
+            responses={
+                200: Response("Success", {"type": "object"}),
+                500: problem(500),
+                503: problem(503, ["Retry-After"]),
+            },
         ),
     )
 
@@ -51,7 +55,11 @@ class OpenApi:
             summary="OpenAPI 3.1",
             description="This description as OpenAPI 3.1, with the model and the types that the "
             "last answer told of.",
-            responses={200: Response("Success", {"type": "object"}), 500: problem(500)},
+            responses={
+                200: Response("Success", {"type": "object"}),
+                500: problem(500),
+                503: problem(503, ["Retry-After"]),
+            },
         ),
     )
 

@@ -26,7 +26,7 @@ PROBLEM: Final[Schema] = {
     "properties": {
         "type": {"type": "string", "format": "uri", "example": PROBLEM_TYPE_PREFIX + "timeout"},
         "title": TEXT,
-        "status": {"type": "integer", "description": "The HTTP status."},
+        "status": {"type": "integer", "description": "The HTTP status.", "example": 504},
         "detail": TEXT,
         "request": {
             "type": "string",

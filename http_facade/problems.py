@@ -148,5 +148,7 @@ async def _handle_unexpected(
     _params: dict[str, Any],
 ) -> None:
     extra = {"request_id": req.context.request_id}
-    _log.error("%s %r failed", req.method, req.path, exc_info=error, extra=extra)
+    _log.error(
+        "%s %r failed", req.method, req.uri_template or req.path, exc_info=error, extra=extra
+    )
     respond(resp, INTERNAL_ERROR, "the request failed inside the service")

@@ -2,7 +2,9 @@
 
 SwaggerUIBundle({
   dom_id: "#swagger-ui",
-  url: "openapi",
+  // Whole, and without the name and password that the page's own address may hold: a browser makes
+  // no request of a script to an address that holds them.
+  url: new URL("openapi", location.origin + location.pathname).href,
   presets: [SwaggerUIBundle.presets.apis],
   // Otherwise the document would be sent to somebody else's server, to be checked there.
   validatorUrl: null,

@@ -22,20 +22,23 @@ from tests.kafka_server import MakeTopics, free_ports
 KINDS = ("requests", "results", "replies", "dead_letters")
 DIGIT = ROOT / "samples" / "keras_mnist" / "data" / "mnist_0_10.png"
 QUALITIES = [5.370157819225251, 5.535714285714286, 5.760869565217392]
+KEY = "the-key-of-the-page"
 PATIENCE = 30.0
 
 
 class Page:
     """``/api/docs`` of a facade, open in a browser."""
 
-    def __init__(self, browser: webdriver.Chrome, port: int) -> None:
+    def __init__(self, browser: webdriver.Chrome, port: int, key: str | None = None) -> None:
         self.browser = browser
         self.site = f"http://127.0.0.1:{port}/"
+        # As whoever is asked for a name and a password gives them.
+        self._address = self.site if key is None else f"http://anybody:{key}@127.0.0.1:{port}/"
         self.open()
 
     def open(self) -> None:
         """Load it, and show what there is about scoring."""
-        self.browser.get(f"{self.site}api/docs")
+        self.browser.get(f"{self._address}api/docs")
         self.find("#operations-default-post_predict .opblock-summary-control").click()
         self.find(".opblock-description")
 
@@ -57,6 +60,13 @@ class Page:
 
     def try_out(self) -> None:
         self.find(".try-out__btn").click()
+
+    def authorize(self, key: str) -> None:
+        """Give the page the key to send with what is tried."""
+        self.find(".btn.authorize").click()
+        self.find(".auth-container input").send_keys(key)
+        self.find(".modal-btn.authorize").click()
+        self.find(".btn-done").click()
 
     def execute(self) -> tuple[int, Any]:
         """Send it, and read the status and the body that came back."""
@@ -176,3 +186,23 @@ def test_a_picture_of_a_digit_is_uploaded_and_told(
         ]
         assert page.complaints() == []
         assert {address for address in page.loaded() if not address.startswith(page.site)} == set()
+
+
+def test_where_there_are_keys_a_password_shows_the_page_and_the_button_takes_the_key(
+    browser: webdriver.Chrome, kafka: str, topics: MakeTopics, tmp_path: Path
+) -> None:
+    names = dict(zip(KINDS, topics(4, *KINDS), strict=True))
+    environment = environment_for(kafka, names) | {
+        "SCORER_CONF": "samples/sklearn_wine/conf.yaml",
+        "SCORER_FACADE_API_KEYS": f"[{KEY}]",
+        "SCORER_FACADE_TIMEOUT": "0.5",
+    }
+    (port,) = free_ports(1)
+    with facade_process(tmp_path, "facade", environment, port):
+        browser.get(f"http://127.0.0.1:{port}/api/docs")
+        assert not browser.find_elements(By.CSS_SELECTOR, ".info")
+        page = Page(browser, port, KEY)
+        page.authorize(KEY)
+        page.try_out()
+        # Nobody scores here.
+        assert page.execute()[0] == 504

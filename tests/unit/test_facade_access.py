@@ -80,6 +80,20 @@ def test_nothing_secret_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert CANARY not in str(vars(line_of(caplog)))
 
 
+@pytest.mark.parametrize(
+    ("method", "keys", "status"),
+    [("GET", [], 404), ("PUT", [], 405), ("GET", ["a-key-that-was-not-sent"], 401)],
+)
+def test_the_id_of_a_prediction_is_not_told(
+    caplog: pytest.LogCaptureFixture, method: str, keys: list[str], status: int
+) -> None:
+    served = http(FakeClient(), facade={"api_keys": keys})
+    path = f"/api/predictions/{CANARY}"
+    assert served.simulate_request(method, path, params={"id": CANARY}).status_code == status
+    assert CANARY not in str(vars(line_of(caplog)))
+    assert fields_of(line_of(caplog))["path"] == "/api/predictions/{id}"
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
 def test_what_is_asked_every_few_seconds_is_told_at_debug(
     caplog: pytest.LogCaptureFixture, path: str

@@ -265,7 +265,9 @@ def test_every_problem_of_the_table_is_among_the_tests() -> None:
     assert set(problems.PROBLEMS) - tested == {UnknownStatus, Exception}
 
 
-@pytest.mark.parametrize("error", [NotReady(""), Overloaded(""), DeliveryFailed(""), ReplyLost("")])
+@pytest.mark.parametrize(
+    "error", [NotReady(""), Overloaded(""), AnswerDropped(""), DeliveryFailed(""), ReplyLost("")]
+)
 def test_where_trying_again_helps_it_is_said_when(error: Exception) -> None:
     assert predict(FakeClient(error)).headers["retry-after"] == "1"
 
