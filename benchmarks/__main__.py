@@ -29,6 +29,13 @@ ALL: Final[Mapping[str, Case]] = {**CASES, **reply.CASES}
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1)
 @click.option("--quick", is_flag=True, help="Fewer requests and variants, and one round.")
+@click.option(
+    "--only",
+    "contenders",
+    multiple=True,
+    metavar="CONTENDER",
+    help="Of cases from topic to topic, this contender; may be given more than once.",
+)
 @click.option("--rounds", type=click.IntRange(1), help="How often each runs.  [5; quick: 1]")
 @click.option(
     "--out",
@@ -37,12 +44,19 @@ ALL: Final[Mapping[str, Case]] = {**CASES, **reply.CASES}
     show_default=True,
     help="Folder for the table, the figures of each round and the pictures.",
 )
-def main(names: tuple[str, ...], quick: bool, rounds: int | None, out: Path) -> None:
+def main(
+    names: tuple[str, ...],
+    quick: bool,
+    contenders: tuple[str, ...],
+    rounds: int | None,
+    out: Path,
+) -> None:
     """Measure the cases NAMES, or all of them, on a real Kafka started for it."""
     known = (*ALL, reply.FOOTPRINT)
     if unknown := sorted(set(names).difference(known)):
         raise click.UsageError(f"no case {', '.join(unknown)}; there are: {', '.join(known)}")
     chosen = names or (DAILY if quick else known)
+    cases = ALL if not contenders else {name: _only(name, contenders) for name in chosen}
     rounds = rounds or (1 if quick else 5)
     # What is expected is computed here, by the same libraries.
     os.environ.update(ONE_THREAD)
@@ -59,7 +73,7 @@ def main(names: tuple[str, ...], quick: bool, rounds: int | None, out: Path) -> 
                 if name == reply.FOOTPRINT:
                     figures += reply.footprint(context, quick)
                     continue
-                for measurement in _told(ALL[name].run(context, rounds, quick)):
+                for measurement in _told(cases[name].run(context, rounds, quick)):
                     measurements.append(measurement)
             except RunFailed as failure:
                 failures.append(f"{name}: {failure}")
@@ -74,6 +88,18 @@ def main(names: tuple[str, ...], quick: bool, rounds: int | None, out: Path) -> 
         for text in failures:
             click.echo(text, err=True)
         sys.exit(1)
+
+
+def _only(name: str, contenders: tuple[str, ...]) -> Case:
+    """A case with these contenders alone."""
+    if name not in CASES:
+        raise click.UsageError(f"--only is for cases from topic to topic: {', '.join(CASES)}")
+    there = {each.name: None for variant in CASES[name].variants for each in variant.contenders}
+    if unknown := sorted(set(contenders).difference(there)):
+        raise click.UsageError(
+            f"no contender {', '.join(unknown)} in {name}; there are: {', '.join(there)}"
+        )
+    return CASES[name].only(contenders)
 
 
 def _told(measurements: Iterable[Measurement]) -> Iterable[Measurement]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from benchmarks.contender import faststream, floor, mlserver, product, quix
+from benchmarks.contender import faststream, floor, mlserver, product, quix, without_plugin
 from benchmarks.topic_to_topic import TopicToTopic, Variant
 from benchmarks.workload import blobs, pictures, poisoned, wine
 
@@ -25,6 +25,7 @@ def _wine_onnx() -> TopicToTopic:
         product(_ONNX),
         floor("wine-onnx", exactly_once=True),
         product(_ONNX, exactly_once=True),
+        without_plugin(_ONNX, "wine-onnx"),
         quix("wine-onnx"),
         quix("wine-onnx", exactly_once=True),
         faststream("wine-onnx"),
@@ -38,6 +39,7 @@ def _wine_sklearn() -> TopicToTopic:
         floor("wine-sklearn"),
         product(_SKLEARN),
         product(_SKLEARN, exactly_once=True),
+        without_plugin(_SKLEARN, "wine-sklearn"),
     )
     workload = partial(wine, "wine-sklearn")
     return TopicToTopic("wine-sklearn", (Variant("", workload, 200_000, contenders),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ import orjson
 from benchmarks.case import ROOT
 from benchmarks.environments import python_of
 from benchmarks.job import Job
-from benchmarks.workload import Workload, tensors
+from benchmarks.workload import Workload, bare_wine, tensors
 from tests.kafka_server import free_ports
 
 _MLSERVER_MODEL: Final = "wine"
@@ -71,6 +72,7 @@ def product(
     exactly_once: bool = False,
     batch: int | None = None,
     processes: int | None = None,
+    plugin: bool = True,
 ) -> Contender:
     """The product as its users run it.
 
@@ -80,6 +82,7 @@ def product(
         exactly_once: its mode of delivery.
         batch: its ``worker.max_batch_size``, where that is not the default.
         processes: its ``worker.processes``; it is then asked once all of them are ready.
+        plugin: whether with the conf file's plugin.
     """
 
     def command(job: Job, _: Path) -> Command:
@@ -91,6 +94,8 @@ def product(
             "SCORER_WORKER_DELIVERY": "exactly_once" if exactly_once else "at_least_once",
         }
         ready_url = None
+        if not plugin:
+            environment["SCORER_PLUGIN"] = "null"
         if batch is not None:
             environment["SCORER_WORKER_MAX_BATCH_SIZE"] = str(batch)
         if processes is not None:
@@ -103,6 +108,12 @@ def product(
 
     usual = "product exactly-once" if exactly_once else "product"
     return Contender(name or usual, command, live=processes is not None)
+
+
+def without_plugin(conf: str, model: str) -> Contender:
+    """The product with the model of a conf file, and MLflow's payloads instead of its plugin."""
+    made = product(conf, name="product, no plugin", plugin=False)
+    return replace(made, workload=partial(bare_wine, model))
 
 
 def quix(model: str, *, exactly_once: bool = False) -> Contender:

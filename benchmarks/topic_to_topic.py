@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -52,6 +52,17 @@ class TopicToTopic:
 
     name: str
     variants: tuple[Variant, ...]
+
+    def only(self, contenders: Collection[str]) -> TopicToTopic:
+        """The case with these contenders alone, by name, and without variants that have none."""
+        kept = (
+            replace(
+                variant,
+                contenders=tuple(each for each in variant.contenders if each.name in contenders),
+            )
+            for variant in self.variants
+        )
+        return TopicToTopic(self.name, tuple(variant for variant in kept if variant.contenders))
 
     def run(self, context: Context, rounds: int, quick: bool) -> Iterator[Measurement]:
         """Measure every contender of every variant once a round."""

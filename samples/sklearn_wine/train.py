@@ -102,6 +102,8 @@ def save_onnx(
         mlflow_model=_described({**card, "largest_difference_from_sklearn": difference}),
         signature=signature,
         onnx_execution_providers=["CPUExecutionProvider"],
+        # For pyfunc: a second thread would spin, waiting, between the calls of a tree this small.
+        onnx_session_options={"inter_op_num_threads": 1, "intra_op_num_threads": 1},
         save_as_external_data=False,
         pip_requirements=mlflow.onnx.get_default_pip_requirements(),
     )

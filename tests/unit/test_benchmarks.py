@@ -13,11 +13,11 @@ from benchmarks.__main__ import ALL, DAILY, main
 from benchmarks.answers import Answer, WrongAnswers, verify
 from benchmarks.cases import CASES
 from benchmarks.clients import CONSUMER, PRODUCER
-from benchmarks.contender import floor, product
+from benchmarks.contender import floor, product, without_plugin
 from benchmarks.environments import environment_folder
 from benchmarks.job import Job
 from benchmarks.measure import Measurement, percentiles
-from benchmarks.models import MODELS
+from benchmarks.models import MODELS, WINE_COLUMNS
 from benchmarks.topics import WARM_UP
 from benchmarks.workload import Headers, Workload, blobs, numbers, poisoned, tensors, wine
 from stream_scorer.config import Settings, load_settings
@@ -279,6 +279,29 @@ def test_the_product_is_told_its_job_in_settings_that_it_knows(tmp_path: Path) -
     assert not contender.live
 
 
+@pytest.mark.parametrize("model", ["wine-onnx", "wine-sklearn"])
+def test_without_a_plugin_mlflow_s_payloads_are_asked_for_the_same_numbers(
+    model: str, wines: Workload, tmp_path: Path
+) -> None:
+    conf = "samples/sklearn_wine/conf.yaml"
+    contender = without_plugin(conf, model)
+    settings = load_settings(Path(conf), contender.command(JOB, tmp_path).environment)
+    assert settings.plugin is None
+    assert settings.model_uri == "file:samples/sklearn_wine/model"
+    assert settings.topics.requests == "requests"
+    assert contender.workload is not None
+    asked = contender.workload()
+    assert len(orjson.loads(asked.payload(5))["columns"]) == WINE_COLUMNS
+    (body,) = MODELS[model]()([wines.payload(5)])
+    (answered, other) = (numbers(body), numbers(MODELS[model]()([wines.payload(6)])[0]))
+    assert asked.right(5, orjson.dumps({"predictions": answered}), {})
+    named = {"predictions": {"variable": [[number] for number in answered]}}
+    assert asked.right(5, orjson.dumps(named), {})
+    wrongs: list[object] = [{"predictions": other}, answered, {}, {"predictions": {}}]
+    for wrong in wrongs:
+        assert not asked.right(5, orjson.dumps(wrong), {})
+
+
 def test_several_processes_are_asked_once_all_are_ready(tmp_path: Path) -> None:
     contender = product("samples/keras_mnist/conf.yaml", processes=2)
     command = contender.command(JOB, tmp_path)
@@ -309,6 +332,26 @@ def test_cases_have_one_name_each_and_the_daily_ones_are_there() -> None:
     assert all(name == case.name for name, case in ALL.items())
     assert set(DAILY) <= ALL.keys()
     assert set(CASES) < set(ALL)
+
+
+def test_contenders_can_be_left_out() -> None:
+    case = CASES["wine-sklearn"].only(["product, no plugin", "floor"])
+    (variant,) = case.variants
+    assert [each.name for each in variant.contenders] == ["floor", "product, no plugin"]
+    assert CASES["wine-sklearn"].only(["nobody"]).variants == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["wine-sklearn", "--only", "Quix"], "no contender Quix in wine-sklearn; there are: floor"),
+        (["reply", "--only", "floor"], "--only is for cases from topic to topic: wine-onnx"),
+    ],
+)
+def test_contenders_that_are_not_there_are_wrong_usage(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert said in done.output
 
 
 def test_a_case_that_is_not_there_is_wrong_usage() -> None:
