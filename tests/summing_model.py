@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
-from mlflow.models import infer_signature
-from mlflow.types import ParamSchema, ParamSpec
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.types import ParamSchema, ParamSpec, Schema
 
 MODEL = '''
 import mlflow, numpy as np, pandas as pd
@@ -33,6 +33,14 @@ class Model(mlflow.pyfunc.PythonModel):
             return pd.Series(sums, index=getattr(model_input, "index", None))
         if params.get("form") == "dict":
             return {"sum": np.asarray(sums), "seen": np.asarray(seen)}
+        if params.get("form") == "lists":
+            return {"sum": [float(a) for a in sums], "seen": np.asarray(seen)}
+        if params.get("form") == "ragged":
+            return [[len(sums)] * int(a) for a in sums]
+        if params.get("form") == "bounds":
+            return [float(sums.min()), float(sums.max())]
+        if params.get("form") == "columns":
+            return np.stack([sums, seen])
         return [[float(a), b] for a, b in zip(sums, seen)]
 
 mlflow.models.set_model(Model())
@@ -41,12 +49,14 @@ PARAMS = ParamSchema([ParamSpec("factor", "double", 1.0), ParamSpec("form", "str
 
 
 def save_summing_model(folder: Path, example: Any = None, **options: Any) -> Path:
-    """Save it in a folder, with the signature of an example, or without one."""
+    """Save it in a folder, with a schema or that of an example, or without a signature."""
     code = folder / "code.py"
     code.write_text(MODEL, encoding="utf-8")
     signature = None
     if example is not None:
-        signature = infer_signature(example)
+        signature = (
+            ModelSignature(example) if isinstance(example, Schema) else infer_signature(example)
+        )
         signature.params = PARAMS
     mlflow.pyfunc.save_model(
         folder / "model",

@@ -40,7 +40,7 @@ def kind_of(data: Any) -> object | None:
             return ("frame", tuple(data.columns), tuple(data.dtypes), _is_counted(data.index))
         case np.ndarray() if data.ndim:
             return ("array", data.dtype, data.shape[1:])
-        case dict() if _common_length(data.values()) is not None:
+        case dict() if _are_arrays(data.values()) and _common_length(data.values()) is not None:
             return tuple((name, value.dtype, value.shape[1:]) for name, value in data.items())
     return None
 
@@ -94,7 +94,7 @@ def parted(values: Any, rows: Sequence[int]) -> list[Any] | None:
             return [{name: value[part] for name, value in values.items()} for part in parts]
         case pd.DataFrame() | pd.Series() if len(values) == sum(rows):
             return [values.iloc[part] for part in parts]
-        case np.ndarray() | list() if np.ndim(values) and len(values) == sum(rows):
+        case np.ndarray() | list() if _length(values) == sum(rows):
             return [values[part] for part in parts]
     return None
 
@@ -106,9 +106,20 @@ def _is_counted(index: Any) -> bool:
     return bool(index.equals(pd.RangeIndex(len(index))))
 
 
+def _are_arrays(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, np.ndarray) for value in values)
+
+
 def _common_length(values: Iterable[Any]) -> int | None:
-    """How many rows arrays have; ``None`` where they are not arrays of as many rows each."""
-    lengths = {
-        len(value) if isinstance(value, np.ndarray) and value.ndim else None for value in values
-    }
+    """How many rows arrays and lists have; ``None`` where they are not of as many rows each."""
+    lengths = {_length(value) for value in values}
     return lengths.pop() if len(lengths) == 1 else None
+
+
+def _length(value: Any) -> int | None:
+    match value:
+        case list():
+            return len(value)
+        case np.ndarray() if value.ndim:
+            return len(value)
+    return None

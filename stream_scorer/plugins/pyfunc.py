@@ -7,6 +7,8 @@ same MLflow does, read and written by the same functions of MLflow.
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from email.message import Message
@@ -27,6 +29,9 @@ _PARQUET: Final = "application/vnd.apache.parquet"
 
 _LONGEST_MESSAGE: Final = 4_000
 """Characters of what MLflow says that the caller is told; it quotes the payload."""
+
+_MOST_KINDS: Final = 1_000
+"""Kinds of requests remembered; callers choose them, by columns and params."""
 
 
 class Instance(NamedTuple):
@@ -58,19 +63,29 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
 
     Requests of the same columns and params are predicted as one table. A model must then give each
     row its own prediction, whatever the other rows are; where it gives another number of rows than
-    it got, each request is predicted alone. ``worker.max_batch_size: 1`` has it so from the start.
+    it got, each request is predicted alone, and so is one without rows.
+    ``worker.max_batch_size: 1`` has it so from the start.
     """
 
     content_types = (_JSON, _CSV, *((_PARQUET,) if find_spec("pyarrow") else ()))
 
     _metadata: Any = None
     _schema: Any = None
+    _is_joined = True
+
+    def __init__(self) -> None:
+        self._by_row: set[object] = set()
 
     def load_model(self, model_uri: str) -> PyFuncModel:
         """Load the model as pyfunc, and remember how its payloads are to be read."""
         model = super().load_model(model_uri)
         self._metadata = model.metadata
         self._schema = self._metadata.get_input_schema()
+        if self._schema is not None and self._schema.is_tensor_spec():
+            # An array whose first dimension is fixed has no room for other requests' rows.
+            self._is_joined = all(spec.shape[:1] == (-1,) for spec in self._schema.inputs)
+        if "keras" in sys.modules:
+            _stop_progress_bars()
         return model
 
     def decode(self, payload: bytes, content_type: str) -> Instance:
@@ -132,8 +147,8 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
         return self._instance(data, params)
 
     def _instance(self, data: Any, params: dict[str, Any] | None = None) -> Instance:
-        kind = kind_of(data)
-        if kind is None:
+        kind = kind_of(data) if self._is_joined else None
+        if kind is None or rows_of(data) == 0:
             return Instance(data, params)
         # Without a signature a column has the type of what is in it, so that of others would count.
         types = types_of(data) if self._schema is None else None
@@ -154,11 +169,26 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
     def _predict_alike(self, model: PyFuncModel, group: Sequence[Instance]) -> list[Any]:
         if len(group) > 1:
             data = [instance.data for instance in group]
-            values = self._call(model, joined(data), group[0].params)
-            parts = parted(values, [rows_of(each) for each in data])
-            if parts is not None:
+            rows = [rows_of(each) for each in data]
+            parts = parted(self._call(model, joined(data), group[0].params), rows)
+            if parts is not None and self._is_by_row(model, group[0]):
                 return parts
         return [self._call(model, instance.data, instance.params) for instance in group]
+
+    def _is_by_row(self, model: PyFuncModel, instance: Instance) -> bool:
+        """Whether a model gives as many rows for one request as it has, as it did for several.
+
+        For several it may be by coincidence: two outputs, or a least and a largest, are as many as
+        the rows of two requests. What is so for two numbers of rows is none. Asked once a kind.
+        """
+        if instance.kind not in self._by_row:
+            values = self._call(model, instance.data, instance.params)
+            if parted(values, [rows_of(instance.data)]) is None:
+                return False
+            if len(self._by_row) >= _MOST_KINDS:
+                self._by_row.clear()
+            self._by_row.add(instance.kind)
+        return True
 
     def _call(self, model: PyFuncModel, data: Any, params: dict[str, Any] | None) -> Any:
         _, refusal = _mlflow()
@@ -204,6 +234,15 @@ def _mlflow() -> tuple[Any, type[Any]]:
     from mlflow.pyfunc import scoring_server
 
     return scoring_server, MlflowException
+
+
+def _stop_progress_bars() -> None:
+    """Keep Keras from drawing one for each call."""
+    import keras
+
+    # Then it draws them in the log.
+    keras.utils.disable_interactive_logging()
+    logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 def _said(error: Any) -> str:

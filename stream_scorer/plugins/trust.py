@@ -51,6 +51,8 @@ _PICKLE_SUFFIXES: Final = frozenset(
 )
 _REGISTRIES: Final = ("models:", "runs:")
 _PICKLE_FORMATS: Final = frozenset({"pickle", "cloudpickle"})
+_NAMING_A_CLASS: Final = frozenset({"lightgbm", "xgboost"})
+"""Flavors that name their model's class, which MLflow imports and calls, whatever it is."""
 
 
 def check_root(uri: str, roots: Sequence[str], locate: Callable[[str], Path] = Path) -> None:
@@ -124,6 +126,9 @@ def _code_in(folder: ModelFolder) -> str | None:
         loader = flavor.get("loader_module")
         if loader is not None and not str(loader).startswith("mlflow."):
             return f"its {name} flavor is loaded by {loader}, which is not MLflow's"
+        made = flavor.get("model_class")
+        if name in _NAMING_A_CLASS and made and not str(made).startswith(f"{name}."):
+            return f"its {name} flavor is a {made}, not a class of {name}"
     return None
 
 

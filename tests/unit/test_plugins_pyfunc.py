@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.types import Schema, TensorSpec
 
 from stream_scorer.plugins.pyfunc import Plugin
 from stream_scorer.protocol import Answer, Status
@@ -146,6 +147,8 @@ def test_named_arrays_are_joined(save: Callable[..., Path]) -> None:
         ("frame", [{"sum": 3.5, "seen": 4}, {"sum": 7.5, "seen": 4}]),
         ("series", [{"0": 3.5}, {"0": 7.5}]),
         ("dict", {"sum": [3.5, 7.5], "seen": [4, 4]}),
+        ("lists", {"sum": [3.5, 7.5], "seen": [4, 4]}),
+        ("ragged", [[4] * 3, [4] * 7]),
     ],
 )
 def test_predictions_of_every_form_are_split(table: Loaded, form: str, answer: object) -> None:
@@ -156,6 +159,46 @@ def test_predictions_of_every_form_are_split(table: Loaded, form: str, answer: o
 def test_a_model_that_gives_one_answer_for_all_rows_gets_each_request_alone(table: Loaded) -> None:
     asked = {"dataframe_split": SPLIT, "params": {"form": "sum"}}
     assert table.predictions(asked, asked) == [11, 11]
+
+
+@pytest.mark.parametrize(
+    ("form", "answers"),
+    [("bounds", [[3, 3], [7, 7]]), ("columns", [[[3], [1]], [[7], [1]]])],
+)
+def test_as_many_predictions_as_rows_by_coincidence_are_not_split(
+    table: Loaded, form: str, answers: list[object]
+) -> None:
+    """Two for any request: as many as two requests of a row each have rows."""
+    asked = [
+        {"dataframe_split": {"columns": ["a", "b"], "data": [row]}, "params": {"form": form}}
+        for row in ([1, 2], [3, 4])
+    ]
+    assert table.predictions(*asked) == answers
+    # Nor later, when there are others too.
+    three = {"dataframe_split": {"columns": ["a", "b"], "data": [[0, 1], [1, 2], [3, 4]]}}
+    three["params"] = {"form": form}
+    assert table.predictions(*asked, three)[:2] == answers
+    assert table.predictions(*asked) == answers
+
+
+def test_a_request_without_rows_is_answered_as_it_is_alone(table: Loaded) -> None:
+    empty, one, two = (
+        {"dataframe_split": {"columns": ["a", "b"], "data": data}, "params": {"form": "bounds"}}
+        for data in ([], [[1, 2]], [[3, 4]])
+    )
+    (alone,) = table.score(empty)
+    assert alone.status is Status.MODEL_ERROR  # there is no least of none
+    among, *others = table.score(empty, one, two)
+    assert (among.status, among.body) == (alone.status, alone.body)
+    assert [json.loads(each.body)["predictions"] for each in others] == [[3, 3], [7, 7]]
+
+
+def test_arrays_of_a_fixed_number_of_rows_are_not_joined(save: Callable[..., Path]) -> None:
+    fixed = Loaded(save(Schema([TensorSpec(np.dtype("float32"), (1, 2))])))
+    payloads = (b'{"instances": [[1, 2]]}', b'{"inputs": [[3, 4]]}')
+    instances = [fixed.plugin.decode(payload, JSON) for payload in payloads]
+    predictions = fixed.plugin.predict(fixed.model, instances)
+    assert [each.values for each in predictions] == [[[3, 1]], [[7, 1]]]
 
 
 @pytest.mark.parametrize(

@@ -379,6 +379,17 @@ def test_code_that_a_model_brings_is_refused_until_it_is_allowed(
     checked(folder, allow_pickle=True)
 
 
+@pytest.mark.parametrize("name", ["xgboost", "lightgbm"])
+def test_a_class_of_another_library_is_refused(tmp_path: Path, name: str) -> None:
+    """It is imported and called when the model is loaded."""
+    folder = make_model(tmp_path / "m", {name: {"model_class": f"{name}.sklearn.Model"}})
+    checked(folder)
+    make_model(folder, {name: {"model_class": "os.abort"}})
+    told = refusal(checked, folder)
+    assert f"its {name} flavor is a os.abort, not a class of {name}" in told
+    assert "model: {allow_code: true}" in told
+
+
 def test_code_that_mlflow_saved_is_refused(tmp_path: Path) -> None:
     code = tmp_path / "code.py"
     code.write_text(
