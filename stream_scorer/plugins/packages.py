@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -112,21 +113,17 @@ def _requirement(text: str, told: str, place: str) -> Requirement:
         if len(text.splitlines()) != 1 or any(word.startswith("-") for word in words):
             raise InvalidRequirement
         requirement = Requirement(text)
-    except InvalidRequirement:
+        scheme = urlsplit(requirement.url or "https:").scheme
+    except ValueError:
         raise SetupError(f"{told} not a package requirement @ {place}") from None
     if "${" in text:
         raise SetupError(
             f"{told} not taken: pip would fill in ${{…}} from its environment @ {place}"
         )
     # What lies there may change, while the environment that was made of it is kept.
-    if requirement.url is not None and _scheme(requirement.url) in {"", "file"}:
+    if scheme.rpartition("+")[2] in {"", "file"}:
         raise SetupError(f"{told} not taken: an address of this machine @ {place}")
     return requirement
-
-
-def _scheme(url: str) -> str:
-    # "git+file" is one of files, too.
-    return url.partition(":")[0].rpartition("+")[2].lower() if ":" in url else ""
 
 
 def _quoted(text: str) -> str:

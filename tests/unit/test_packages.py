@@ -148,13 +148,20 @@ def test_a_variable_that_pip_would_fill_in_is_refused(text: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "url", ["file:///wheels/x.whl", "FILE:///x.whl", "git+file:///x", "./x.whl", "/wheels/x.whl"]
+    "url",
+    [
+        "file:///wheels/x.whl",
+        "FILE:///x.whl",
+        "git+file:///x",
+        "\x01file:///x",
+        "./x.whl",
+        "/wheels/x.whl",
+    ],
 )
 def test_an_address_on_this_machine_is_refused(url: str) -> None:
     """What lies there may change, and the environment that is kept would not."""
-    assert refusal(f"x @ {url}") == (
-        f"'x @ {url}' is not taken: an address of this machine @ packages"
-    )
+    text = f"x @ {url}"
+    assert refusal(text) == f"{text!r} is not taken: an address of this machine @ packages"
 
 
 def test_credentials_are_masked() -> None:

@@ -108,11 +108,9 @@ def test_a_plugin_of_one_s_own_may_answer_otherwise(
     save(folder, [[0, 0], [0, 0]])
     with caplog.at_level(logging.INFO):
         warm(folder, Counting())
-    assert [record.message for record in caplog.records] == [
-        f"model_uri {folder.uri}: to its input example it does not answer what is saved in "
-        f"{OUTPUT_EXAMPLE}",
-        "warmed up with the model's input example",
-    ]
+    differs, warmed = (record.message for record in caplog.records)
+    assert differs.endswith(f"it does not answer what is saved in {OUTPUT_EXAMPLE}")
+    assert warmed == "warmed up with the model's input example"
 
 
 def test_a_plugin_made_of_mlflow_s_may_take_other_payloads(
