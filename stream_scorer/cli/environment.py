@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from packaging.utils import canonicalize_name
+
+from stream_scorer.errors import SetupError
+
 if TYPE_CHECKING:
     from stream_scorer.config import Settings
     from stream_scorer.plugins.packages import Package
@@ -33,15 +37,22 @@ def make_environment(settings: Settings) -> Path | None:
     """Have the environment at hand, and return its Python; ``None``: this process will do.
 
     Raises:
-        SetupError: the packages cannot be read or installed.
+        SetupError: the packages cannot be read or installed, or are not found where they are.
     """
     from stream_scorer.plugins import environments
     from stream_scorer.plugins.packages import unmet
 
-    if environments.is_inside():
-        return None
     packages = _asked(settings)
-    return environments.make(packages) if unmet(packages) else None
+    missing = unmet(packages)
+    if not environments.is_inside():
+        return environments.make(packages) if missing else None
+    # An address is not compared: pip notes it in words of its own.
+    if hidden := [each.shown for each in missing if each.requirement.url is None]:
+        raise SetupError(
+            "packages are hidden by others that come before their environment: "
+            f"{', '.join(hidden)}; is PYTHONPATH set?"
+        )
+    return None
 
 
 def _asked(settings: Settings) -> list[Package]:
@@ -54,5 +65,7 @@ def _asked(settings: Settings) -> list[Package]:
         check_root(settings.model_uri, settings.model.roots, settings.locate)
         path = fetch_requirements(settings.model_uri, settings.locate)
         wanted = read_file(path, f"requirements.txt of model_uri {settings.model_uri}")
-        packages += [each for each in wanted if each.requirement.name not in _SERVED]
+        packages += [
+            each for each in wanted if canonicalize_name(each.requirement.name) not in _SERVED
+        ]
     return packages

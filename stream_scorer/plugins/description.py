@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from stream_scorer import __version__
 from stream_scorer.plugins.codecs import JSON
-from stream_scorer.plugins.models import ModelFolder
+from stream_scorer.plugins.models import ModelFolder, is_within
 from stream_scorer.plugins.npy import NPY, encode_npy
 
 _MOST_COLUMNS: Final = 8
@@ -62,8 +62,9 @@ def describe(folder: ModelFolder) -> Description:
     signature = told.get("signature")
     example = None
     with suppress(OSError, ValueError, TypeError, KeyError):
-        place = folder.path / str(told["saved_input_example_info"]["serving_input_path"])
-        example = json.loads(place.read_text("utf-8"))
+        place = str(told["saved_input_example_info"]["serving_input_path"])
+        if is_within(place):
+            example = json.loads((folder.path / place).read_text("utf-8"))
     params = None
     with suppress(ValueError, TypeError, KeyError):
         params = [each["name"] for each in json.loads(signature["params"])]

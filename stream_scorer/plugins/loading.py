@@ -51,7 +51,7 @@ def load_plugin(
             raise PluginError(
                 f"plugin {place}: no such file, from {Path.cwd()} or from the conf's folder"
             )
-        _check_root(place, path, roots, locate)
+        _check_root(place, [path], roots, locate)
         with base_class_provided():
             module = _run(place, path, lambda: _import_file(path))
     else:
@@ -74,26 +74,28 @@ def load_plugin(
 
 
 def _check_root(
-    place: str, path: Path | None, roots: Sequence[str], locate: Callable[[str], Path]
+    place: str, paths: Sequence[Path], roots: Sequence[str], locate: Callable[[str], Path]
 ) -> None:
-    if not roots or path is None:
+    if not roots:
         return
-    if not any(path.resolve().is_relative_to(locate(root).resolve()) for root in roots):
+    allowed = [locate(root).resolve() for root in roots]
+    if not all(any(path.resolve().is_relative_to(root) for root in allowed) for path in paths):
         raise PluginError(f"plugin {place}: not within `plugin_roots: [{', '.join(roots)}]`")
 
 
-def _top_level(module: str) -> Path | None:
-    """Where a module's outermost package is; ``None``: nowhere, as its import will tell.
+def _top_level(module: str) -> list[Path]:
+    """The folders and the file of a module's outermost package; none where there is none.
 
-    To look further in would run that package.
+    To look further in would run that package. One without ``__init__.py`` may be in many folders.
     """
     try:
         spec = importlib.util.find_spec(module.partition(".")[0])
     except ValueError:
-        return None
+        return []
     if spec is None:
-        return None
-    return Path(spec.origin or next(iter(spec.submodule_search_locations or [""])))
+        return []
+    places = [*(spec.submodule_search_locations or ()), spec.origin]
+    return [Path(place) for place in places if place is not None]
 
 
 def _import_file(path: Path) -> ModuleType:

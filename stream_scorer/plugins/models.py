@@ -97,15 +97,33 @@ def load_model(plugin: AnyPlugin, folder: ModelFolder) -> Any:
         raise ModelError(f"model_uri {folder.uri}: cannot be loaded: {told}") from error
 
 
-def _find(uri: str, locate: Callable[[str], Path], file: str = "") -> Path:
-    """A model's folder, or one file of it."""
+def is_within(place: str) -> bool:
+    """Whether a path that a model's description names stays in its folder."""
+    path = Path(place)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def is_in_registry(uri: str) -> bool:
+    """Whether MLflow is asked for a model, as its own reading of the URI has it.
+
+    Raises:
+        ModelError: it is no URI.
+    """
+    return _scheme(uri) in {"models", "runs"}
+
+
+def _scheme(uri: str) -> str:
     try:
-        scheme = urlsplit(uri).scheme
+        return urlsplit(uri).scheme
     except ValueError as error:
         raise ModelError(f"model_uri {uri}: {error}") from None
-    if scheme in {"models", "runs"}:
+
+
+def _find(uri: str, locate: Callable[[str], Path], file: str = "") -> Path:
+    """A model's folder, or one file of it."""
+    if is_in_registry(uri):
         return _download(uri, file)
-    if scheme in {"file", ""}:
+    if _scheme(uri) in {"file", ""}:
         return locate(local_path(uri)) / file
     raise ModelError(
         f"model_uri {uri}: must be a path, file:, models:/name/version, models:/name@alias "

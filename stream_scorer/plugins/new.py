@@ -73,7 +73,7 @@ def new_plugin(name: str, folder: Path, model_uri: str | None) -> list[Path]:
         conf = f"# model_uri: models:/{name}/1    # the model goes here"
     else:
         model = fetch_model(model_uri)
-        start, test = _start(model), "model_test.py.txt"
+        start, test = _start_for(model), "model_test.py.txt"
         conf = yaml.safe_dump({"model_uri": _seen_from(folder, model)}, allow_unicode=True)
     filled = {
         "name": name,
@@ -116,6 +116,17 @@ def _stand_in() -> _Start:
     return _Start("table", _json(sample), columns=_listed(["first", "second"]))
 
 
+def _start_for(model: ModelFolder) -> _Start:
+    try:
+        return _start(model)
+    # A type that NumPy does not know, an example that is not what the signature says.
+    except (TypeError, ValueError) as error:
+        raise SetupError(
+            f"model_uri {model.uri}: its signature and input example cannot be used: "
+            + " ".join(str(error).split())
+        ) from error
+
+
 def _start(model: ModelFolder) -> _Start:
     described = describe(model)
     inputs = described.inputs or []
@@ -124,6 +135,8 @@ def _start(model: ModelFolder) -> _Start:
     if _are_plain_columns(inputs) and len(kinds) == 1:
         (kind,) = kinds
         names = [str(spec.name) for spec in inputs]
+        if len({*names}) < len(names):
+            raise ValueError("it names a column twice")
         return _Start(
             "table",
             _json(_rows(names, described)),

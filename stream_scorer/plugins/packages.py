@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -111,9 +112,18 @@ def _requirement(text: str, told: str, place: str) -> Requirement:
     try:
         if len(text.splitlines()) != 1 or any(word.startswith("-") for word in words):
             raise InvalidRequirement
-        return Requirement(text)
-    except InvalidRequirement:
+        requirement = Requirement(text)
+        scheme = urlsplit(requirement.url or "https:").scheme
+    except ValueError:
         raise SetupError(f"{told} not a package requirement @ {place}") from None
+    if "${" in text:
+        raise SetupError(
+            f"{told} not taken: pip would fill in ${{…}} from its environment @ {place}"
+        )
+    # What lies there may change, while the environment that was made of it is kept.
+    if scheme.rpartition("+")[2] in {"", "file"}:
+        raise SetupError(f"{told} not taken: an address of this machine @ {place}")
+    return requirement
 
 
 def _quoted(text: str) -> str:

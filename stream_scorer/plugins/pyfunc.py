@@ -82,12 +82,10 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
     _is_joined = True
     _floats: frozenset[str] = frozenset()
 
-    def __init__(self) -> None:
-        self._by_row: dict[object, bool] = {}
-
     def load_model(self, model_uri: str) -> PyFuncModel:
         """Load the model as pyfunc, and remember how its payloads are to be read."""
         model = super().load_model(model_uri)
+        self._by_row: dict[object, bool] = {}
         self._metadata = model.metadata
         self._schema = self._metadata.get_input_schema()
         if self._schema is not None and self._schema.is_tensor_spec():

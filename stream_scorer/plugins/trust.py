@@ -11,8 +11,15 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import unquote, urlsplit
 
-from stream_scorer.plugins.models import ModelError, ModelFolder, local_path
+from stream_scorer.plugins.models import (
+    ModelError,
+    ModelFolder,
+    is_in_registry,
+    is_within,
+    local_path,
+)
 
 PICKLE_SWITCH: Final = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
@@ -51,8 +58,22 @@ _PICKLE_SUFFIXES: Final = frozenset(
 )
 _REGISTRIES: Final = ("models:", "runs:")
 _PICKLE_FORMATS: Final = frozenset({"pickle", "cloudpickle"})
+_LOADERS: Final = frozenset(
+    f"mlflow.{name}"
+    for name in (
+        *("catboost", "keras", "lightgbm", "onnx", "paddle", "pmdarima", "prophet"),
+        *("pyfunc.model", "pytorch", "sklearn", "statsmodels", "tensorflow", "xgboost"),
+    )
+)
+"""Those of MLflow's loaders that read data, or pickles, which its switch keeps them from.
+
+The others' libraries import or build what a model's files name.
+"""
 _NAMING_A_CLASS: Final = frozenset({"lightgbm", "xgboost"})
 """Flavors that name their model's class, which MLflow imports and calls, whatever it is."""
+_KERAS: Final = frozenset({"keras", "tensorflow", "tf_keras"})
+"""The libraries with a Keras; a TensorFlow model names the module, which MLflow imports."""
+_SAVED_MODELS: Final = frozenset({"saved_model.pb", "saved_model.pbtxt", "saved_model.cpb"})
 
 
 def check_root(uri: str, roots: Sequence[str], locate: Callable[[str], Path] = Path) -> None:
@@ -74,7 +95,11 @@ def check_root(uri: str, roots: Sequence[str], locate: Callable[[str], Path] = P
 
 
 def _is_under(uri: str, root: str, locate: Callable[[str], Path]) -> bool:
-    if root.startswith(_REGISTRIES) or uri.startswith(_REGISTRIES):
+    # A registry's URI is one to MLflow also with blanks before it and in capitals. As text it is
+    # then under no root.
+    if root.startswith(_REGISTRIES) or is_in_registry(uri):
+        if ".." in unquote(urlsplit(uri).path).split("/"):
+            return False
         ends = root if root.endswith(("/", ":")) else (f"{root}/", f"{root}@")
         return uri == root or uri.startswith(ends)
     place, allowed = (locate(local_path(each)).resolve() for each in (uri, root))
@@ -93,22 +118,22 @@ def check_model(
     Args:
         folder: the model.
         allow_pickle: take any model, since a pickle can run any code.
-        allow_code: take a model that brings Python code of its own.
+        allow_code: take a model that brings code of its own, or may have other code run.
         trusted_types: types that a skops file may hold beside ``TRUSTED_TYPES``.
 
     Raises:
         ModelError: it holds a pickle, code, or a skops file with types that are not trusted.
     """
-    if not (allow_pickle or allow_code) and (reason := _code_in(folder)) is not None:
-        raise ModelError(
-            f"model_uri {folder.uri}: {reason}, which is run when it is loaded; if you trust "
-            "where it comes from, allow it with `model: {allow_code: true}` in the conf"
-        )
     if not allow_pickle:
         if (reason := _pickle_in(folder)) is not None:
             raise ModelError(
                 f"model_uri {folder.uri}: {reason}, and a pickle can run any code; if you trust "
                 "where it comes from, allow it with `model: {allow_pickle: true}` in the conf"
+            )
+        if not allow_code and (reason := _code_in(folder)) is not None:
+            raise ModelError(
+                f"model_uri {folder.uri}: {reason}, and so it can run any code; if you trust "
+                "where it comes from, allow it with `model: {allow_code: true}` in the conf"
             )
         for file in _skops_files(folder):
             _check_skops(folder, file, trusted_types)
@@ -124,12 +149,41 @@ def _code_in(folder: ModelFolder) -> str | None:
         if flavor.get("code"):
             return f"its {name} flavor brings Python code along"
         loader = flavor.get("loader_module")
-        if loader is not None and not str(loader).startswith("mlflow."):
-            return f"its {name} flavor is loaded by {loader}, which is not MLflow's"
+        if loader is not None and str(loader) not in _LOADERS:
+            return f"its {name} flavor is loaded by {loader}, which reads more than data"
         made = flavor.get("model_class")
         if name in _NAMING_A_CLASS and made and not str(made).startswith(f"{name}."):
             return f"its {name} flavor is a {made}, not a class of {name}"
+        keras = flavor.get("keras_module")
+        if keras is not None and not _is_of_keras(str(keras)):
+            return f"its {name} flavor is loaded by {keras}, which is not Keras"
+        for place in flavor.values():
+            if isinstance(place, str) and not is_within(place):
+                return f"its {name} flavor names {place}, outside its folder"
+    return _code_among_files(folder)
+
+
+def _code_among_files(folder: ModelFolder) -> str | None:
+    description = folder.path / "MLmodel"
+    for file in _files(folder):
+        told = f"its file {file.relative_to(folder.path)}"
+        match file.name.lower():
+            case "mlmodel" if not file.samefile(description):
+                # Whichever folder MLflow's loader is sent to, it believes the description there.
+                return f"{told} describes another model"
+            case "keras_module.txt" if not _is_of_keras(file.read_text("utf-8", "replace")):
+                return f"{told} names a module that is not Keras"
+            case "pickle_module_info.txt":
+                # PyTorch's: MLflow imports it before it looks for the pickle.
+                return f"{told} names a module that reads pickles"
+            case saved if saved in _SAVED_MODELS:
+                # Among the operations of a graph are those that read and write files.
+                return f"{told} is a graph of TensorFlow"
     return None
+
+
+def _is_of_keras(module: str) -> bool:
+    return module.partition(".")[0] in _KERAS
 
 
 def _pickle_in(folder: ModelFolder) -> str | None:
@@ -198,10 +252,9 @@ def _named_files(folder: ModelFolder) -> Iterator[Path]:
     if isinstance(pyfunc := folder.flavors.get("python_function"), dict):
         places.append(pyfunc.get("model_path"))
     for place in places:
-        path = Path(os.path.normpath(str(place)))
-        if path.is_absolute() or ".." in path.parts:
+        if not is_within(str(place)):
             raise ModelError(f"model_uri {folder.uri}: it names {place}, outside its folder")
-        yield path
+        yield Path(str(place))
 
 
 def _is_skops(file: Path) -> bool:
@@ -220,11 +273,13 @@ def _is_skops_alone(folder: ModelFolder) -> bool:
     flavors = {
         name: item if isinstance(item, dict) else {} for name, item in folder.flavors.items()
     }
+    pyfunc = flavors.get("python_function", {})
     return (
         flavors.keys() <= {"sklearn", "python_function"}
         and flavors.get("sklearn", {}).get("serialization_format") == "skops"
-        and flavors.get("python_function", {}).get("loader_module", "mlflow.sklearn")
-        == "mlflow.sklearn"
+        and pyfunc.get("loader_module", "mlflow.sklearn") == "mlflow.sklearn"
+        # That would be another folder, with a description of its own.
+        and "data" not in pyfunc
     )
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,12 +85,12 @@ def write_conf(folder: Path, *packages: str, **more: Any) -> str:
     return str(folder / "conf.yaml")
 
 
-def check(conf: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def check(conf: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """``check`` of a conf, from its folder."""
     return subprocess.run(
         [sys.executable, "-m", "stream_scorer", "check", "--conf", conf, *arguments],
         cwd=Path(conf).parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
         timeout=100,
@@ -198,6 +199,22 @@ def test_what_the_server_has_needs_no_environment(
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_package_that_hides_the_environment_s_own_is_told(
+    tmp_path: Path, variables: Mapping[str, str]
+) -> None:
+    """``PYTHONPATH`` comes first in every environment."""
+    made("rule==1.0", "pandas")
+    with zipfile.ZipFile(Path(variables["PIP_FIND_LINKS"]) / "rule-2.0-py3-none-any.whl") as wheel:
+        wheel.extractall(tmp_path / "hiding")
+    conf = write_conf(tmp_path / "conf", "pandas", "rule==1.0")
+    done = check(conf, PYTHONPATH=f"{tmp_path / 'hiding'}:{ROOT}")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "stream-scorer: packages are hidden by others that come before their environment: "
+        "rule==1.0; is PYTHONPATH set?"
+    )
+
+
 def test_showing_a_conf_installs_nothing_and_masks_credentials(
     tmp_path: Path, variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,9 +228,9 @@ def test_showing_a_conf_installs_nothing_and_masks_credentials(
 
 
 def test_a_half_made_environment_is_made_anew_and_once(
-    variables: Mapping[str, str], wheels: Path, caplog: pytest.LogCaptureFixture
+    variables: Mapping[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    packages = [f"rule @ {(wheels / 'rule-2.0-py3-none-any.whl').as_uri()}"]
+    packages = ["rule==2.0"]
     folder = made(*packages).parents[1]
     shutil.rmtree(folder)
     (folder / "bin").mkdir(parents=True)
@@ -223,7 +240,7 @@ def test_a_half_made_environment_is_made_anew_and_once(
         first, second = threads.map(lambda _: made(*packages), range(2))
     assert first == second == folder / "bin" / "python"
     assert version_in(first) == "2.0"
-    assert len([each for each in caplog.messages if each.startswith("installing rule @")]) == 1
+    assert len([each for each in caplog.messages if each.startswith("installing rule")]) == 1
 
 
 def test_what_the_worker_itself_needs_is_kept_to(variables: Mapping[str, str]) -> None:
@@ -270,7 +287,9 @@ def test_a_model_s_own_requirements_join_the_list(
     done = check(conf)
     assert done.returncode == 2
     assert done.stderr.endswith("requirements.txt of model_uri model: No such file or directory\n")
-    (tmp_path / "model" / "requirements.txt").write_text("mlflow==1.0\nrule==1.0\n")
+    (tmp_path / "model" / "requirements.txt").write_text(
+        "MLflow==1.0\nmlflow_skinny==1.0\nrule==1.0\n"
+    )
     assert answer(conf)[0] == "1.0"
 
 

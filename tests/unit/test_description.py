@@ -78,6 +78,14 @@ def test_what_cannot_be_read_counts_as_not_there(tmp_path: Path, told: dict[str,
     assert describe(folder(tmp_path, told)) == Description()
 
 
+@pytest.mark.parametrize("place", ["../example.json", "{path}/example.json"])
+def test_an_example_is_not_read_from_outside_the_folder(tmp_path: Path, place: str) -> None:
+    (tmp_path / "example.json").write_text("[1]", "utf-8")
+    (tmp_path / "model").mkdir()
+    info = {"serving_input_path": place.format(path=tmp_path)}
+    assert describe(folder(tmp_path / "model", {"saved_input_example_info": info})).example is None
+
+
 @pytest.mark.parametrize(
     ("specs", "words"),
     [

@@ -198,6 +198,27 @@ def test_a_model_that_tells_nothing_is_refused(tmp_path: Path, inputs: Any) -> N
     assert not (tmp_path / "it").exists()
 
 
+@pytest.mark.parametrize(
+    ("inputs", "example", "told"),
+    [
+        ([tensor("nonsense", -1)], None, "data type 'nonsense' not understood"),
+        ([tensor("nonsense", 2, name="x")], None, "data type 'nonsense' not understood"),
+        ([tensor("float32", -1)], {"inputs": ["a"]}, "could not convert string to float"),
+        ([column("double")], split(["a"], [1.0, 2.0]), "zip"),
+        ([column("double"), column("double")], None, "it names a column twice"),
+    ],
+)
+def test_a_signature_that_no_plugin_can_be_made_by_is_told(
+    tmp_path: Path, inputs: Any, example: Any, told: str
+) -> None:
+    with pytest.raises(SetupError) as caught:
+        new_plugin("it", tmp_path / "it", model(tmp_path / "model", inputs, example))
+    assert told in str(caught.value)
+    assert "its signature and input example cannot be used: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "it").exists()
+
+
 @pytest.mark.parametrize("name", ["", "1st", "a-b", "a.b", "../a", "class", "a b", "a/b"])
 def test_a_name_that_python_cannot_use_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SetupError, match="is not a Python name, such as wine_quality"):

@@ -137,6 +137,33 @@ def test_what_is_no_requirement_is_refused_and_never_part_of_a_command(text: str
     assert refusal(text) == f"{text!r} is not a package requirement @ packages"
 
 
+@pytest.mark.parametrize(
+    "text", ["x @ https://example.org/${SECRET}/x.whl", "x==1; python_version > '${A}'"]
+)
+def test_a_variable_that_pip_would_fill_in_is_refused(text: str, tmp_path: Path) -> None:
+    told = "not taken: pip would fill in ${…} from its environment @ "
+    assert refusal(text) == f"{text!r} is {told}packages"
+    name = file_of(tmp_path, text)
+    assert refusal(name) == f"line 1, {text!r}, is {told}{name}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///wheels/x.whl",
+        "FILE:///x.whl",
+        "git+file:///x",
+        "\x01file:///x",
+        "./x.whl",
+        "/wheels/x.whl",
+    ],
+)
+def test_an_address_on_this_machine_is_refused(url: str) -> None:
+    """What lies there may change, and the environment that is kept would not."""
+    text = f"x @ {url}"
+    assert refusal(text) == f"{text!r} is not taken: an address of this machine @ packages"
+
+
 def test_credentials_are_masked() -> None:
     entry = "x @ https://user:p@ss@example.org/x.whl?sig=secret#sha256=abc"
     (package,) = read_packages([entry])

@@ -259,6 +259,27 @@ def test_an_exception_that_cannot_be_printed_is_told(tmp_path: Path) -> None:
     assert refusal(str(path)).startswith(f"plugin {path}: {path}:5: ")
 
 
+def test_a_package_in_parts_is_allowed_where_all_of_them_are(tmp_path: Path) -> None:
+    """Python looks for a module in every folder of the package's name."""
+    write(tmp_path / "plugins" / "in_parts" / "good.py")
+    ran = tmp_path / "ran"
+    write(tmp_path / "else" / "in_parts" / "evil.py", f"open({str(ran)!r}, 'w')")
+    sys.path[:0] = [str(tmp_path / "plugins"), str(tmp_path / "else")]
+    roots = [str(tmp_path / "plugins")]
+    for name in ("in_parts.evil", "in_parts.good"):
+        with pytest.raises(PluginError, match="not within `plugin_roots"):
+            load_plugin(name, roots=roots)
+    assert not ran.exists()
+    load_plugin("in_parts.good", roots=[*roots, str(tmp_path / "else")])
+
+
+def test_a_package_within_an_allowed_folder(tmp_path: Path) -> None:
+    write(tmp_path / "allowed" / "__init__.py", "")
+    write(tmp_path / "allowed" / "plugin.py")
+    sys.path.insert(0, str(tmp_path))
+    load_plugin("allowed.plugin", roots=[str(tmp_path)])
+
+
 def test_a_plugin_from_an_allowed_folder(tmp_path: Path) -> None:
     file = write(tmp_path / "plugins" / "plugin.py")
     load_plugin(str(file), roots=["elsewhere", str(file.parent)])

@@ -14,7 +14,8 @@ import mlflow.sklearn
 import pytest
 from sklearn.tree import DecisionTreeRegressor
 
-from stream_scorer.plugins.models import ModelError, fetch_model
+from stream_scorer.plugins.loading import DEFAULT_PLUGIN, load_plugin
+from stream_scorer.plugins.models import ModelError, fetch_model, load_model
 from stream_scorer.plugins.trust import (
     PICKLE_SWITCH,
     TRUSTED_TYPES,
@@ -359,8 +360,16 @@ def test_a_pickled_model_that_mlflow_saved_is_refused(tmp_path: Path) -> None:
     [
         ({"loader_module": "mlflow.pyfunc.loaders.code_model", "model_code_path": "m.py"}, "is"),
         ({"loader_module": "mlflow.sklearn", "code": "code"}, "brings Python code along"),
-        ({"loader_module": "my_loader"}, "is loaded by my_loader, which is not MLflow's"),
-        ({"loader_module": "mlflow_evil"}, "is loaded by mlflow_evil, which is not MLflow's"),
+        *(
+            ({"loader_module": name}, f"is loaded by {name}, which reads more than data")
+            for name in ("my_loader", "mlflow_evil", "mlflow.transformers", "mlflow.sklearn.other")
+        ),
+        ({"keras_module": "my_keras"}, "is loaded by my_keras, which is not Keras"),
+        *(
+            ({key: place}, f"names {place}, outside its folder")
+            for key in ("data", "model_path", "saved_model_dir")
+            for place in ("/elsewhere", "..", "data/../../elsewhere")
+        ),
     ],
 )
 def test_code_that_a_model_brings_is_refused_until_it_is_allowed(
@@ -388,6 +397,111 @@ def test_a_class_of_another_library_is_refused(tmp_path: Path, name: str) -> Non
     told = refusal(checked, folder)
     assert f"its {name} flavor is a os.abort, not a class of {name}" in told
     assert "model: {allow_code: true}" in told
+
+
+SAVED_MODEL = "is a graph of TensorFlow"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("data/MLmodel", b"flavors: {}", "describes another model"),
+        *((f"sm/saved_model.{form}", b"", SAVED_MODEL) for form in ("pb", "pbtxt", "cpb")),
+        ("data/keras_module.txt", b"my_keras", "names a module that is not Keras"),
+        ("data/keras_module.txt", b"kerasx", "names a module that is not Keras"),
+        ("data/pickle_module_info.txt", b"my_pickle", "names a module that reads pickles"),
+    ],
+)
+def test_files_that_lead_to_code_are_refused_until_it_is_allowed(
+    tmp_path: Path, file: str, content: bytes, told: str
+) -> None:
+    folder = make_model(tmp_path / "m", {"tensorflow": {"data": "data"}}, {file: content})
+    refused = refusal(checked, folder)
+    assert f"its file {file} {told}, and so it can run any code; " in refused
+    assert "model: {allow_code: true}" in refused
+    checked(folder, allow_code=True)
+
+
+@pytest.mark.parametrize("module", ["keras", "tensorflow.keras", "tf_keras", "keras.api._v2.keras"])
+def test_a_module_of_keras_may_be_named(tmp_path: Path, module: str) -> None:
+    flavor = {"keras_module": module, "data": "data"}
+    files = {"data/keras_module.txt": module.encode()}
+    checked(make_model(tmp_path / "m", {"tensorflow": flavor}, files))
+
+
+def test_the_description_may_be_a_link_within_the_folder(tmp_path: Path) -> None:
+    """As Kubernetes mounts its volumes."""
+    folder = make_model(tmp_path / "m", {"onnx": {}})
+    (folder / "..2026").mkdir()
+    (folder / "MLmodel").rename(folder / "..2026" / "MLmodel")
+    (folder / "..data").symlink_to("..2026")
+    (folder / "MLmodel").symlink_to("..data/MLmodel")
+    checked(folder)
+
+
+def planted(name: str, folder: Path, ran: Path, decoy: bytes) -> Path:
+    """A model that makes the file ``ran`` when MLflow loads it."""
+    code = f"open({str(ran)!r}, 'w')\n".encode()
+    from_code = b"flavors: {python_function: {model_code_path: code.py}}"
+    inner = {"sub/MLmodel": from_code, "sub/code.py": code}
+    pyfunc = {"loader_module": "mlflow.pyfunc.model"}
+    match name:
+        case "a model within":
+            return make_model(folder, {"python_function": {**pyfunc, "data": "sub"}}, inner)
+        case "a model outside":
+            make_model(folder.parent, None, inner)
+            return make_model(folder, {"python_function": {**pyfunc, "data": "../sub"}})
+        case "another loader":
+            pyfunc["loader_module"] = "mlflow.pyfunc.loaders.code_model"
+            return make_model(folder, {"python_function": {**pyfunc, "data": "sub"}}, inner)
+        case "a pickle within":
+            flavors = skops_flavors()
+            flavors["python_function"]["data"] = "sub"
+            described = b"flavors: {sklearn: {}, python_function: {model_path: x.bin}}"
+            old = f"cposix\nsystem\n(S'touch {ran}'\ntR.".encode()
+            files = {"model.skops": decoy, "sub/MLmodel": described, "sub/x.bin": old}
+            return make_model(folder, flavors, files)
+        case "a module":
+            pyfunc = {"loader_module": "mlflow.tensorflow", "data": "data"}
+            flavors = {"tensorflow": {"model_type": "keras"}, "python_function": pyfunc}
+            (folder.parent / "planted_module.py").write_bytes(code)
+            return make_model(folder, flavors, {"data/keras_module.txt": b"planted_module"})
+        case _:
+            flavors = {
+                "xgboost": {"model_class": "stream_scorer.plugins.pyfunc.Plugin", "data": "sub"},
+                "python_function": {"loader_module": "mlflow.xgboost"},
+            }
+            described = (
+                b"flavors: {python_function: "
+                b"{loader_module: mlflow.pyfunc.model, model_code_path: code.py}}"
+            )
+            return make_model(folder, flavors, {**inner, "sub/MLmodel": described})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a model within", "a model outside", "another loader", "a pickle within", "a module"),
+        "a class",
+    ],
+)
+def test_what_a_model_leads_to_is_not_run(
+    name: str, tmp_path: Path, tree: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = planted(name, tmp_path / "m", tmp_path / "ran", tree)
+    with pytest.raises(ModelError) as caught:
+        checked(folder)
+        load_model(load_plugin(DEFAULT_PLUGIN), fetch_model(str(folder)))
+    assert not (tmp_path / "ran").exists()
+    assert "model: {allow_code: true}" in str(caught.value)
+
+
+def test_mlflow_s_switch_stays_closed_for_a_folder_within(tmp_path: Path, tree: bytes) -> None:
+    """Whose description need not be of a skops file."""
+    folder = planted("a pickle within", tmp_path / "m", tmp_path / "ran", tree)
+    checked(folder, allow_code=True)
+    assert os.environ[PICKLE_SWITCH] == "false"
 
 
 def test_code_that_mlflow_saved_is_refused(tmp_path: Path) -> None:
@@ -436,16 +550,27 @@ def test_a_model_from_an_allowed_place(uri: str, root: str, tmp_path: Path) -> N
         ("models:/wine/1", "{path}"),
         ("{path}/models", "models:/"),
         ("runs:/0123/model", "models:/"),
+        ("MODELS:/wine/1", "{path}"),
+        (" models:/wine/1", "{path}"),
+        ("mod\tels:/wine/1", "{path}"),
+        ("Models:/wine/1", "models:/"),
+        ("models:/wine/1/../../2", "models:/wine/1"),
+        ("runs:/0123/%2e%2e/4567/model", "runs:/0123"),
     ],
 )
 def test_a_model_from_elsewhere_is_refused_naming_the_rule(
-    uri: str, root: str, tmp_path: Path
+    uri: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
     root = root.format(path=tmp_path)
     told = refusal(check_root, uri.format(path=tmp_path), [root])
     assert told.endswith(f"not within `model: {{roots: [{root}]}}` of the conf")
+
+
+def test_what_is_no_uri_is_told_with_roots_too() -> None:
+    assert refusal(check_root, "file://[oops", ["models"]).startswith("model_uri file://[oops: ")
 
 
 def test_without_roots_models_come_from_anywhere() -> None:

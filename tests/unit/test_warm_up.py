@@ -109,6 +109,30 @@ def test_another_answer_than_the_saved_one_ends_it(folder: ModelFolder, answer: 
         warm(folder, Plugin())
 
 
+def test_a_plugin_of_one_s_own_may_answer_otherwise(
+    folder: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(folder, [[0, 0], [0, 0]])
+    with caplog.at_level(logging.INFO):
+        warm(folder, Counting())
+    differs, warmed = (record.message for record in caplog.records)
+    assert differs.endswith(f"it does not answer what is saved in {OUTPUT_EXAMPLE}")
+    assert warmed == "warmed up with the model's input example"
+
+
+def test_a_plugin_made_of_mlflow_s_may_take_other_payloads(
+    folder: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OfText(Plugin):
+        content_types = ("text/plain",)
+
+    with caplog.at_level(logging.INFO):
+        warm(folder, OfText())
+    assert [record.message for record in caplog.records] == [
+        "not warmed up: the plugin does not take the model's input example"
+    ]
+
+
 def test_a_saved_answer_that_is_none_ends_it(folder: ModelFolder) -> None:
     save(folder, "{")
     with pytest.raises(WarmUpFailed, match=r"output_example\.json is not JSON"):
