@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from email.message import Message
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.util import find_spec
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -82,10 +82,14 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
     _is_joined = True
     _floats: frozenset[str] = frozenset()
 
+    @cached_property
+    def _by_row(self) -> dict[object, bool]:
+        """Of the kinds seen, whether the model gives each row its own prediction."""
+        return {}
+
     def load_model(self, model_uri: str) -> PyFuncModel:
         """Load the model as pyfunc, and remember how its payloads are to be read."""
         model = super().load_model(model_uri)
-        self._by_row: dict[object, bool] = {}
         self._metadata = model.metadata
         self._schema = self._metadata.get_input_schema()
         if self._schema is not None and self._schema.is_tensor_spec():

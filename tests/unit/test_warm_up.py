@@ -115,7 +115,7 @@ def test_a_plugin_of_one_s_own_may_answer_otherwise(
     save(folder, [[0, 0], [0, 0]])
     with caplog.at_level(logging.INFO):
         warm(folder, Counting())
-    differs, warmed = (record.message for record in caplog.records)
+    _alone, differs, warmed = (record.message for record in caplog.records)
     assert differs.endswith(f"it does not answer what is saved in {OUTPUT_EXAMPLE}")
     assert warmed == "warmed up with the model's input example"
 
