@@ -32,7 +32,7 @@ _LONGEST_MESSAGE: Final = 4_000
 """Characters of what MLflow says that the caller is told; it quotes the payload."""
 
 _MOST_KINDS: Final = 1_000
-"""Kinds of requests remembered; callers choose them, by columns and params."""
+"""Kinds of requests remembered; callers make them, by columns and params."""
 
 
 class Instance(NamedTuple):
@@ -75,7 +75,7 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
     _is_joined = True
 
     def __init__(self) -> None:
-        self._by_row: set[object] = set()
+        self._by_row: set[int] = set()
 
     def load_model(self, model_uri: str) -> PyFuncModel:
         """Load the model as pyfunc, and remember how its payloads are to be read."""
@@ -181,13 +181,15 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
         For several it may be by coincidence: two outputs, or a least and a largest, are as many as
         the rows of two requests. What is so for two numbers of rows is none. Asked once a kind.
         """
-        if instance.kind not in self._by_row:
+        # Kinds hold what callers sent, of any length: their hashes do.
+        kind = hash(instance.kind)
+        if kind not in self._by_row:
             values = self._call(model, instance.data, instance.params)
             if parted(values, [rows_of(instance.data)]) is None:
                 return False
             if len(self._by_row) >= _MOST_KINDS:
                 self._by_row.clear()
-            self._by_row.add(instance.kind)
+            self._by_row.add(kind)
         return True
 
     def _call(self, model: PyFuncModel, data: Any, params: dict[str, Any] | None) -> Any:
