@@ -9,8 +9,8 @@ MASK: Final = "********"
 
 # Up to the last @ before the path: a password may hold one itself.
 _USER: Final = re.compile(r"://[^/\s]*@")
-# Stores hand out addresses that are signed in their query.
-_QUERY: Final = re.compile(r"(://[^\s?#]*\?)[^\s#]+")
+# Stores hand out addresses that are signed in their query; pip also tells them without their host.
+_QUERY: Final = re.compile(r"((?:://|url: )[^\s?#]*\?)[^\s#]+")
 
 
 def mask_credentials(text: str) -> str:

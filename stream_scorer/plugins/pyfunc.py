@@ -39,7 +39,7 @@ _MOST_BYTES: Final = 64 * 1024 * 1024
 """What a file of Parquet may unpack to."""
 
 _MOST_KINDS: Final = 1_000
-"""Kinds of requests remembered; callers choose them, by columns and params."""
+"""Kinds of requests remembered; callers make them, by columns and params."""
 
 
 class Instance(NamedTuple):
@@ -83,8 +83,8 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
     _floats: frozenset[str] = frozenset()
 
     @cached_property
-    def _by_row(self) -> dict[object, bool]:
-        """Of the kinds seen, whether the model gives each row its own prediction."""
+    def _by_row(self) -> dict[int, bool]:
+        """Whether the model gives each row its own prediction, by the hashes of kinds."""
         return {}
 
     def load_model(self, model_uri: str) -> PyFuncModel:
@@ -187,12 +187,12 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
         return predicted
 
     def _predict_alike(self, model: PyFuncModel, group: Sequence[Instance]) -> list[Any]:
-        if len(group) > 1 and self._by_row.get(group[0].kind, True):
+        if len(group) > 1 and self._by_row.get(hash(group[0].kind), True):
             data = [instance.data for instance in group]
             rows = [rows_of(each) for each in data]
             parts = parted(self._call(model, joined(data), group[0].params), rows)
             if parts is None:
-                self._remember(group[0].kind, False)
+                self._remember(hash(group[0].kind), False)
             elif self._is_by_row(model, group[0]):
                 return parts
         return [self._call(model, instance.data, instance.params) for instance in group]
@@ -203,12 +203,14 @@ class Plugin(plugins.Plugin["PyFuncModel", Instance, Prediction]):
         For several it may be by coincidence: two outputs, or a least and a largest, are as many as
         the rows of two requests. What is so for two numbers of rows is none. Asked once a kind.
         """
-        if instance.kind not in self._by_row:
+        # Kinds hold what callers sent, of any length: their hashes do.
+        kind = hash(instance.kind)
+        if kind not in self._by_row:
             values = self._call(model, instance.data, instance.params)
-            self._remember(instance.kind, parted(values, [rows_of(instance.data)]) is not None)
-        return self._by_row[instance.kind]
+            self._remember(kind, parted(values, [rows_of(instance.data)]) is not None)
+        return self._by_row[kind]
 
-    def _remember(self, kind: object, is_by_row: bool) -> None:
+    def _remember(self, kind: int, is_by_row: bool) -> None:
         if len(self._by_row) >= _MOST_KINDS:
             self._by_row.clear()
         self._by_row[kind] = is_by_row

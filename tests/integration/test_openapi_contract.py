@@ -174,7 +174,7 @@ def test_an_answer_to_a_payload_is_as_told(
     ("query", "status"),
     [
         ({"partition": 0, "offset": 0, "until": 1}, 410),
-        ({"partition": 0, "offset": 10**6, "until": 1}, 404),
+        ({"partition": 0, "offset": 10**6, "until": 1}, 410),
         ({"partition": 99, "offset": 0, "until": 1}, 404),
         ({"partition": "one", "offset": 0, "until": 1}, 404),
         ({"partition": 0, "offset": 0}, 404),

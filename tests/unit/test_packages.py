@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stream_scorer.errors import SetupError
+from stream_scorer.masking import mask_credentials
 from stream_scorer.plugins.packages import needed_by, read_packages, unmet
 
 NUMPY = version("numpy")
@@ -220,3 +221,10 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     path = tmp_path / "utf-16.txt"
     path.write_text("numpy", encoding="utf-16")
     assert refusal(str(path)) == f"{path}: not a text file in UTF-8"
+
+
+def test_what_pip_tells_of_an_address_is_masked() -> None:
+    told = "Max retries exceeded with url: /x-1.tar.gz?sig=secret (Caused by a refusal)"
+    assert mask_credentials(told) == (
+        "Max retries exceeded with url: /x-1.tar.gz?******** (Caused by a refusal)"
+    )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.types import Schema, TensorSpec
 
+from stream_scorer.plugins import pyfunc
 from stream_scorer.plugins.pyfunc import Plugin
 from stream_scorer.protocol import Answer, Status
 from stream_scorer.scorer import Scorer
@@ -181,6 +182,19 @@ def test_as_many_predictions_as_rows_by_coincidence_are_not_split(
     three["params"] = {"form": form}
     assert table.predictions(*asked, three)[:2] == answers
     assert table.predictions(*asked) == answers
+
+
+def test_few_kinds_of_requests_are_remembered(
+    save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callers make as many as they like, and of any size."""
+    monkeypatch.setattr(pyfunc, "_MOST_KINDS", 2)
+    table = Loaded(save(pd.DataFrame({"a": [1.5], "b": [2.5]})))
+    for factor in (1.0, 2.0, 3.0, 4.0, 3.0):
+        asked = {"dataframe_split": SPLIT, "params": {"factor": factor}}
+        assert table.predictions(asked, asked) == [[[3.5 * factor, 4], [7.5 * factor, 4]]] * 2
+        assert 1 <= len(table.plugin._by_row) <= 2
+        assert {type(kind) for kind in table.plugin._by_row} == {int}
 
 
 def test_a_request_without_rows_is_answered_as_it_is_alone(table: Loaded) -> None:
