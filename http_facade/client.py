@@ -233,8 +233,8 @@ class RequestReplyClient:
                 raise DeliveryFailed(
                     "Kafka has not said in time that it has the request; whether it has is unknown"
                 )
-            if not stored.done() and future.exception() is not None:
-                raise future.exception() or AssertionError
+            if not stored.done():
+                future.result()  # or what it was refused with
             if wait > 0:
                 # The request is safe, and its reply will be found, whatever becomes of this wait.
                 with contextlib.suppress(ReplyTimeout, ReplyLost):
