@@ -104,6 +104,7 @@ def test_an_answer_is_found_by_any_process_and_after_a_restart(
     start: Start, work: Work, names: dict[str, str]
 ) -> None:
     server = start(SCORER_FACADE_PROCESSES="2")
+    until(lambda: server.log.read_text().count("replies are read from") == 2)
     sent = [server.predict(b"%d" % number, Prefer="respond-async") for number in range(20)]
     assert {answer.status for answer in sent} == {202}
     places = [answer.headers["location"] for answer in sent]
