@@ -299,6 +299,9 @@ class KafkaServer:
     def pause(self) -> None:
         """Freeze the node with SIGSTOP: its connections stay open and nothing answers."""
         self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            # On a busy machine its threads go on for a moment.
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a paused node go on."""

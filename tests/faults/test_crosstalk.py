@@ -53,9 +53,10 @@ def test_every_answer_belongs_to_its_request(
         expected = mischief.expected(calls)
         sys.stdout.write(f"{endings}\n{mischief.done}\n{expected}\n")
         assert [call for call in calls if call.wrong] == []
-        # Those that took too long by themselves are no fault, but few.
+        # On a busy machine some take too long by themselves, and some that come too late find a
+        # facade that has not got round to its timeouts; both are few.
         assert endings.keys() == {"answered", "timeout"}
-        assert mischief.done["too_late"] <= endings["timeout"] <= len(calls) / 2
+        assert mischief.done["too_late"] / 2 <= endings["timeout"] <= len(calls) / 2
         assert len(expected) == FACADES * PROCESSES
         assert min(mischief.done.values()) > len(calls) * RATE / 2
         until(lambda: _counts(servers) == expected)
