@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from http_facade.calls import Reply
 from stream_scorer.config import Settings
-from stream_scorer.kafka.clients import REPEAT_AFTER, consumer_properties
+from stream_scorer.kafka.clients import REPEAT_AFTER, BrokerTrouble, consumer_properties
 from stream_scorer.kafka.messages import UnreadableHeaders, read_headers
 from stream_scorer.kafka.topics import BrokerUnreachable, TopicError, Topics
 from stream_scorer.protocol import (
@@ -78,7 +78,7 @@ class Replies:
         self._arrived = arrived
         self._lost = lost
         self._assigned = False
-        self._topics: Topics | None = None
+        self._broker_trouble = BrokerTrouble()
         self._logged = -REPEAT_AFTER
         self._stopping = threading.Event()
         self._consumer = self._new_consumer()
@@ -123,7 +123,8 @@ class Replies:
         lost.close()
 
     def _connect(self) -> None:
-        topics = self._topics = self._topics or Topics(self._settings)
+        # Of each attempt, for the same reason as in `_renew`; while all is well there is none.
+        topics = Topics(self._settings, self._broker_trouble, _ATTEMPT)
         topics.wait_for_broker(_ATTEMPT, self._stopping.is_set)
         topics.ensure()
         self._connected(_ATTEMPT)
@@ -131,8 +132,6 @@ class Replies:
         self._assign()
         # A reply sent after the assignment was still lost before the first poll was done.
         first = self._consumer.poll(0.01)
-        # While all is well, no third client keeps its connections and threads.
-        self._topics = None
         self.doubt.clear()
         self._assigned = True
         self.trouble = None

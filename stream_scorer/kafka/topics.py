@@ -39,6 +39,7 @@ _NO_LEADER_YET = frozenset(
 )
 _ATTEMPT = 2.0
 _REQUEST_TIMEOUT = 10.0
+_PAUSE = 0.1
 
 
 class BrokerUnreachable(OperationError):
@@ -75,13 +76,24 @@ def end_offset(consumer: Consumer, topic: str, partition: int) -> int:
 class Topics:
     """The cluster's topics, as seen at the last look. Used by one thread at a time.
 
+    Args:
+        settings: the settings.
+        trouble: told what goes wrong; one for several in a row, so that none tells it anew.
+        patience: seconds that one request may take.
+
     Raises:
         ConfigError: librdkafka refuses a property.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        trouble: BrokerTrouble | None = None,
+        patience: float = _REQUEST_TIMEOUT,
+    ) -> None:
         self._settings = settings
-        self._trouble = BrokerTrouble()
+        self._patience = patience
+        self._trouble = trouble or BrokerTrouble()
         self._partitions: dict[str, int] = {}
         self.largest_request = DEFAULT_RECORD_BYTES
         """The largest record that the requests topic takes, in bytes; known after ``ensure``."""
@@ -105,16 +117,18 @@ class Topics:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                self._admin.list_topics(timeout=min(_ATTEMPT, max(0.1, timeout)))
+                found = self._admin.list_topics(timeout=min(_ATTEMPT, max(0.1, timeout)))
+                if found.brokers:
+                    return
+                reason = "its cluster has no brokers"  # as one that hung says when it comes back
+                time.sleep(_PAUSE)
             except KafkaException as error:
                 self._admin.poll(0)
                 reason = self._trouble.reason or error.args[0].str()
-                if stopping() or time.monotonic() >= deadline:
-                    raise BrokerUnreachable(
-                        f"cannot reach Kafka at {self._settings.kafka.bootstrap}: {reason}"
-                    ) from None
-            else:
-                return
+            if stopping() or time.monotonic() >= deadline:
+                raise BrokerUnreachable(
+                    f"cannot reach Kafka at {self._settings.kafka.bootstrap}: {reason}"
+                )
 
     def ensure(self) -> None:
         """Create the four topics where they are missing, if ``topics.create`` allows it.
@@ -133,7 +147,7 @@ class Topics:
     def look_up(self, topic: str) -> int:
         """Ask the broker how many partitions a topic has; 0 where it is not there."""
         try:
-            metadata = self._admin.list_topics(topic, timeout=_REQUEST_TIMEOUT)
+            metadata = self._admin.list_topics(topic, timeout=self._patience)
         except KafkaException as error:
             raise TopicError(f"topic {topic}: {error.args[0].str()}") from None
         found = metadata.topics.get(topic)
@@ -167,9 +181,7 @@ class Topics:
         ]
         if not new:
             return
-        for name, future in self._admin.create_topics(
-            new, request_timeout=_REQUEST_TIMEOUT
-        ).items():
+        for name, future in self._admin.create_topics(new, request_timeout=self._patience).items():
             try:
                 future.result()
                 _log.info("created topic %s with %d partitions", name, topics.partitions)
@@ -183,7 +195,7 @@ class Topics:
 
     def _await(self, names: list[str]) -> None:
         # A created topic reaches every broker's metadata a moment later.
-        deadline = time.monotonic() + _REQUEST_TIMEOUT
+        deadline = time.monotonic() + self._patience
         for name in names:
             while self.look_up(name) == 0:
                 if time.monotonic() >= deadline:
@@ -201,11 +213,11 @@ class Topics:
                 self.largest_request = int(config["max.message.bytes"])
 
     def _describe(self, names: list[str]) -> dict[str, dict[str, str]]:
-        cluster = self._admin.list_topics(timeout=_REQUEST_TIMEOUT).cluster_id
+        cluster = self._admin.list_topics(timeout=self._patience).cluster_id
         if str(cluster).startswith(MOCK_CLUSTER):
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
-        described = self._admin.describe_configs(resources, request_timeout=_REQUEST_TIMEOUT)
+        described = self._admin.describe_configs(resources, request_timeout=self._patience)
         configs = {}
         for resource, future in described.items():
             try:
