@@ -8,7 +8,7 @@ from typing import Final
 import falcon.asgi
 
 from http_facade.calls import Place, Reply, UnknownStatus, header_text
-from http_facade.operations import OCTET_STREAM
+from http_facade.operations import JSON, OCTET_STREAM, Response
 from stream_scorer.protocol import Status
 
 _STATUSES: Final[Mapping[str | None, Status]] = {status.value: status for status in Status}
@@ -25,6 +25,15 @@ PENDING: Final[Mapping[str, object]] = {
 
 _RETRY_AFTER: Final = "1"
 """Seconds after which to ask for a prediction."""
+
+ANSWERED: Final = Response(
+    "Success",
+    {},
+    headers=("X-Request-Id", "X-Model", "Server-Timing"),
+    # The plugin decides what it answers in; the facade takes and gives any type.
+    types=(JSON, "*/*"),
+)
+"""How an operation ends that gives a worker's answer."""
 
 
 def answer(resp: falcon.asgi.Response, reply: Reply) -> None:

@@ -8,11 +8,11 @@ from typing import ClassVar, Final
 
 import falcon.asgi
 
-from http_facade.answers import PENDING, accept, answer
+from http_facade.answers import ANSWERED, PENDING, accept, answer
 from http_facade.body import BodyIncomplete, read_body
 from http_facade.budget import Budget, Share
 from http_facade.calls import Caller, Place
-from http_facade.operations import JSON, Operation, Parameter, Response, problem
+from http_facade.operations import Operation, Parameter, Response, problem
 from http_facade.prefer import applied, preferences
 from stream_scorer.config import Settings
 from stream_scorer.protocol import ACCEPT, CONTENT_TYPE, Header
@@ -49,13 +49,7 @@ class Predict:
                 Parameter("tracestate", "header", "W3C trace context, passed on to the worker."),
             ),
             responses={
-                # The plugin decides what it answers in; the facade takes and gives any type.
-                200: Response(
-                    "Success",
-                    {},
-                    headers=("X-Request-Id", "X-Model", "Server-Timing"),
-                    types=(JSON, "*/*"),
-                ),
+                200: ANSWERED,
                 202: Response(
                     "Stored, as the caller preferred not to wait.",
                     PENDING,

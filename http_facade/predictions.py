@@ -7,9 +7,9 @@ from typing import ClassVar, Final
 
 import falcon.asgi
 
-from http_facade.answers import PENDING, accept, answer
+from http_facade.answers import ANSWERED, PENDING, accept, answer
 from http_facade.calls import Caller, NoSuchPrediction, Place
-from http_facade.operations import JSON, Operation, Parameter, Response, problem
+from http_facade.operations import Operation, Parameter, Response, problem
 
 _ID: Final = re.compile(r"[0-9a-f]{16}\.[0-9a-f]{32}")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
@@ -44,12 +44,7 @@ class Predictions:
                 ),
             ),
             responses={
-                200: Response(
-                    "Success",
-                    {},
-                    headers=("X-Request-Id", "X-Model", "Server-Timing"),
-                    types=(JSON, "*/*"),
-                ),
+                200: ANSWERED,
                 202: Response(
                     "Not yet.",
                     PENDING,

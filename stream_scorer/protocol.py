@@ -113,6 +113,11 @@ class Request:
     passed_through: Sequence[Header] = ()
     fault: str | None = None
 
+    @classmethod
+    def local(cls, payload: bytes, content_type: str, accept: str | None = None) -> Request:
+        """A request that came from no topic, to try a plugin and a model with."""
+        return cls("local", 0, 0, None, payload, [], content_type=content_type, accept=accept)
+
     @property
     def id(self) -> str:
         """Where the request stands: ``topic/partition/offset``."""

@@ -50,7 +50,7 @@ def warm_up(scorer: Scorer, plugin: AnyPlugin, folder: ModelFolder) -> None:
         return  # it takes what the caller's payload was made for, and says so of no other
     refused: Answer | None = None
     for payload, content_type in example_payloads(describe(folder)):
-        request = _request(payload, content_type)
+        request = Request.local(payload, content_type)
         answer, *_ = scorer.score([request])
         if answer.status is Status.OK:
             both = scorer.score([request, request])
@@ -72,19 +72,6 @@ def warm_up(scorer: Scorer, plugin: AnyPlugin, folder: ModelFolder) -> None:
         )
     # A plugin of one's own takes payloads of its own.
     _log.info("not warmed up: the plugin does not take the model's input example")
-
-
-def _request(payload: bytes, content_type: str) -> Request:
-    return Request(
-        topic="warm-up",
-        partition=0,
-        offset=0,
-        key=None,
-        payload=payload,
-        headers=[],
-        content_type=content_type,
-        accept=None,
-    )
 
 
 def _same(alone: Answer, among: Answer) -> bool:

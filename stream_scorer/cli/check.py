@@ -63,7 +63,7 @@ def command(
         if file is None:
             return
     from stream_scorer.cli.loading import load_scorer
-    from stream_scorer.protocol import Status
+    from stream_scorer.protocol import Request, Status
     from stream_scorer.timing import Stages
 
     stages = Stages()
@@ -71,7 +71,7 @@ def command(
     _tell(*_description(settings, loaded))
     if file is not None:
         guessed = content_type or guess_content_type(file)
-        request = _request(file.read_bytes(), guessed, accept)
+        request = Request.local(file.read_bytes(), guessed, accept)
         (answer,) = loaded.scorer.score([request])
         server_timing = answer.server_timing.decode()
         _tell(f"{answer.status.value}, {answer.content_type}, {server_timing}")
@@ -138,29 +138,14 @@ def _aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> Iterable[
         yield "  " + "  ".join(cells).rstrip()
 
 
-def _request(payload: bytes, content_type: str, accept: str | None) -> Request:
-    from stream_scorer.protocol import Request
-
-    return Request(
-        topic="check",
-        partition=0,
-        offset=0,
-        key=None,
-        payload=payload,
-        headers=[],
-        content_type=content_type,
-        accept=accept,
-    )
-
-
 def _time_example(settings: Settings, loaded: Loaded, stages: Stages, accept: str | None) -> None:
     """Time the model's input example, in the first form that the plugin takes."""
     from stream_scorer.plugins.description import describe, example_payloads
-    from stream_scorer.protocol import Status
+    from stream_scorer.protocol import Request, Status
 
     answer: Answer | None = None
     for payload, content_type in example_payloads(describe(loaded.model)):
-        request = _request(payload, content_type, accept)
+        request = Request.local(payload, content_type, accept)
         (answer,) = loaded.scorer.score([request])
         if answer.status is Status.OK:
             _time(settings, loaded, stages, request)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from http_facade.calls import (
+    DeliveryFailed,
     NoSuchPrediction,
     NotReady,
     Overloaded,
@@ -495,6 +497,82 @@ async def test_a_payload_is_handed_over_once_it_is_queued(settings: Settings) ->
             with pytest.raises(ReplyLost):
                 await call
     assert told == [1]
+
+
+async def test_whether_a_request_is_stored_is_not_waited_for_without_end(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready_client(settings) as client:
+        monkeypatch.setattr(client._requests, "send", lambda *_, **__: None)
+        with pytest.raises(DeliveryFailed, match="unknown"):
+            await client.submit(b"", [], 3600, 0, 0.05)
+        assert client.snapshot()["pending"] == 0
+
+
+async def test_a_stored_request_keeps_its_place_when_replies_are_lost(settings: Settings) -> None:
+    with echo(settings, lambda _asked: []) as worker:
+        async with ready_client(settings) as client:
+            waiting = asyncio.create_task(client.submit(b"", [], 3600, PATIENCE, PATIENCE))
+            await until(lambda: worker.asked)
+            await asyncio.sleep(0.2)  # until its delivery is reported
+            client._lose_pending()
+            assert isinstance(await waiting, Place)
+
+
+async def test_without_a_broker_nothing_is_looked_for() -> None:
+    (port,) = free_ports(1)
+    nowhere = Settings.model_validate({"kafka": {"bootstrap.servers": f"127.0.0.1:{port}"}})
+    client = RequestReplyClient(nowhere)
+    client.start()
+    try:
+        with pytest.raises(NotReady):
+            await client.find(Place("0" * 16 + "." + "0" * 32, 0, 0, 0))
+    finally:
+        await client.close()
+
+
+class QuickProducer:
+    """Reports a delivery before ``produce`` returns, or refuses the record."""
+
+    def __init__(self, *, full: bool) -> None:
+        self._full = full
+
+    def produce(self, *_: object, on_delivery: Callable[..., None], **__: object) -> None:
+        if self._full:
+            raise BufferError
+        on_delivery(None, None)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_nobody_is_left_waiting_for_a_report_that_has_come(full: bool) -> None:
+    told: list[None] = []
+    requests = Requests(Settings(), lambda *_: None, lambda: None)
+    requests._producer = cast("Any", QuickProducer(full=full))
+    with pytest.raises(BufferError) if full else contextlib.nullcontext():
+        requests.send(b"me.1", b"", [], at_once=True, stored=lambda: told.append(None))
+    assert (requests._awaited, len(told)) == (set(), 0 if full else 1)
+
+
+async def test_a_client_that_cannot_be_made_anew_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (port,) = free_ports(1)
+    nowhere = Settings.model_validate({"kafka": {"bootstrap.servers": f"127.0.0.1:{port}"}})
+    monkeypatch.setattr("http_facade.replies._ATTEMPT", 0.1)
+    monkeypatch.setattr("http_facade.replies._PAUSE", 0.01)
+    replies = Replies(nowhere, (b"me.",), lambda _: None, lambda *_: None, lambda: None)
+    tried: list[None] = []
+
+    def failing() -> Consumer:
+        tried.append(None)
+        raise KafkaException(KafkaError(KafkaError._FAIL))
+
+    monkeypatch.setattr(replies, "_new_consumer", failing)
+    replies.start()
+    await until(lambda: len(tried) >= 2)
+    assert replies.thread.is_alive()
+    replies.stop()
+    await asyncio.to_thread(replies.thread.join, PATIENCE)
 
 
 async def test_a_payload_over_the_clients_limit_is_told_apart(settings: Settings) -> None:

@@ -126,3 +126,11 @@ def test_it_logs_as_the_settings_say(tmp_path: Path) -> None:
         done = load(conf, tmp_path, program=program)
         (line,) = done.stderr.splitlines()
         assert line == told if told else json.loads(line)["message"] == "told"
+
+
+def test_there_are_no_more_connections_than_file_descriptors(tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 256))\n"
+    done = load("", tmp_path, program=limit + SHOW)
+    assert done.returncode == 0, done.stderr
+    # As many as may be, but for a hundred that are needed for other files.
+    assert json.loads(done.stdout)["worker_connections"] == 156
