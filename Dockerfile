@@ -59,8 +59,8 @@ sys.exit(connection.getresponse().status != 200)"]
 CMD ["facade"]
 
 FROM runtime AS worker
-# There while the worker belongs to its group.
+# There while the worker belongs to its group, and touched every second while its loop moves.
 ENV SCORER_WORKER_READY_FILE=/tmp/ready
 HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=3 \
-    CMD ["test", "-f", "/tmp/ready"]
+    CMD find /tmp/ready -newermt '-30 seconds' | grep -q .
 CMD ["worker"]
