@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from time import monotonic
@@ -43,8 +43,6 @@ _CONNECTIONS: Final = 6
 """The ``log_level`` at which librdkafka tells of connections."""
 
 _RETRY_WAIT: Final = 0.1
-
-_NOTHING: Final[Mapping[int, int]] = {}
 
 _FENCED: Final = frozenset(
     {
@@ -157,7 +155,7 @@ class ExactlyOnce:
         """
         self.raise_failure()
         self.settle()
-        self._start([], first)
+        self._start([], beginnings=first)
         try:
             self._finish([])
         except KafkaException as error:
@@ -264,7 +262,7 @@ class ExactlyOnce:
     def _is_owned(self, turn: Turn, request: Request) -> bool:
         return self._consumer.still_owned(turn, request.partition)
 
-    def _start(self, part: Sequence[Output], first: Mapping[int, int] = _NOTHING) -> None:
+    def _start(self, part: Sequence[Output], beginnings: dict[int, int] | None = None) -> None:
         """Publish, and begin to commit; what fails is met by ``_finish``."""
         self._give_up_at = monotonic() + TRANSACTION_TIMEOUT
         self._suspect = False
@@ -272,8 +270,7 @@ class ExactlyOnce:
         self._start_error = self._committing = None
         try:
             self._producer.begin_transaction()
-            failpoint("after_begin")
-            next_offsets = {**first, **self._fill(part)}
+            next_offsets = beginnings or self._fill(part)
         except KafkaException as error:
             self._start_error = error
         else:
@@ -343,6 +340,7 @@ class ExactlyOnce:
 
     def _fill(self, part: Sequence[Output]) -> dict[int, int]:
         """Produce; returns the next offset of each partition."""
+        failpoint("after_begin")
         next_offsets: dict[int, int] = {}
         for number, output in enumerate(part):
             if number == len(part) // 2:
