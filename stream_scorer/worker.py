@@ -49,6 +49,9 @@ class Delivery(Protocol):
 
     counts: Counts
 
+    def commit_beginnings(self, first: dict[int, int]) -> None:
+        """Commit where partitions are read from of which nothing is committed yet."""
+
     def deliver(self, turn: Turn, answers: Sequence[Answer]) -> None:
         """Publish a turn's answers, so that its offsets are committed with or after them."""
 
@@ -174,6 +177,9 @@ class Worker:
     def step(self) -> None:
         """One turn of the loop."""
         turn = self._consumer.take(POLL_TIMEOUT, self._most)
+        # Before the turn is scored: what is committed then must not be gone back behind.
+        if beginnings := self._consumer.beginnings():
+            self._delivery.commit_beginnings(beginnings)
         if turn.requests:
             failpoint("after_poll")
             self._take_turn(turn)

@@ -187,7 +187,9 @@ class FakeConsumer:
         self.positions: dict[int, int] = {}
         """The committed offset of each partition."""
         self.waited: list[dict[int, int]] = []
-        """What was committed each time that the broker was asked for it."""
+        """What was committed each time that the broker was asked for it after a commit."""
+        self.beginnings: dict[int, int] = {}
+        """The first offset of each partition, where it is not 0."""
         self.commit_error: KafkaError | None = None
         self.consume_calls: list[tuple[int, float]] = []
         self.polls: list[float] = []
@@ -287,11 +289,20 @@ class FakeConsumer:
 
     def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
         assert timeout > 0
-        self.waited.append(dict(self.positions))
         found = _places(place.partition for place in places)
         for place in found:
             place.offset = self.positions.get(place.partition, OFFSET_INVALID)
+        if self.commits:
+            self.waited.append({each.partition: each.offset for each in found if each.offset >= 0})
         return found
+
+    def get_watermark_offsets(
+        self, place: TopicPartition, timeout: float, cached: bool
+    ) -> tuple[int, int]:
+        assert timeout > 0
+        assert not cached, "what the client remembers of a partition that came is nothing"
+        first = self.beginnings.get(place.partition, 0)
+        return first, first + 100
 
     def unsubscribe(self) -> None:
         def revoke() -> None:

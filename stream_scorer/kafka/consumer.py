@@ -25,6 +25,8 @@ STATISTICS_EVERY: Final = 5.0
 
 _COMMITTED_TIMEOUT: Final = 30.0
 
+_BEGINNINGS_TIMEOUT: Final = 5.0
+
 LEAVE_TIME: Final = 1.0
 """Seconds for a last word to the broker, though all the time there was is used up."""
 
@@ -93,6 +95,8 @@ class RequestConsumer:
         self._paused: set[int] = set()
         # A partition that goes while it is paused is paused still when it comes back.
         self._to_resume: set[int] = set()
+        # Partitions that came, of which it was not asked yet whether anything is committed.
+        self._came: set[int] = set()
         # What the client would give next; its own position() knows nothing of a seek.
         self._next: dict[int, int] = {}
         self._held: list[Message] = []
@@ -243,6 +247,36 @@ class RequestConsumer:
         except KafkaException as error:
             self._on_commit(error.args[0], positions)
 
+    def beginnings(self) -> dict[int, int]:
+        """Partitions of which nothing was ever committed, with the first offset that is there.
+
+        That is where they are read from, so it can be committed: without it, whoever looks at the
+        group from outside cannot tell how far behind it is, and an autoscaler neither whether to
+        start the first worker nor whether to stop the last. To be asked between ``take`` and the
+        delivery of what was taken: nothing of a partition that came can have been committed then
+        but by its owners before us, and they cannot any more.
+
+        Told once for each time that a partition comes. If the broker does not answer there is none:
+        the first commit of what is answered does as well.
+        """
+        came = self._came & self._epochs.keys()
+        self._came.clear()
+        first: dict[int, int] = {}
+        if not came:
+            return first
+        deadline = monotonic() + _BEGINNINGS_TIMEOUT
+        try:
+            for place in self._consumer.committed(self._places(came), _BEGINNINGS_TIMEOUT):
+                if place.error is not None:
+                    raise KafkaException(place.error)
+                if place.offset < 0:
+                    left = max(0.1, deadline - monotonic())
+                    ends = self._consumer.get_watermark_offsets(place, left, cached=False)
+                    first[place.partition] = ends[0]
+        except KafkaException as error:
+            _log.info("where partitions begin is not known: %s", error.args[0].str())
+        return first
+
     def group_metadata(self) -> object:
         """Who we are in the group as it is now, for offsets in a transaction."""
         return self._consumer.consumer_group_metadata()
@@ -360,6 +394,7 @@ class RequestConsumer:
         numbers = [item.partition for item in partitions]
         self._changes += 1
         self._epochs |= dict.fromkeys(numbers, self._changes)
+        self._came.update(numbers)
         _log.info("assigned partitions %s", numbers)
         self._listener.assigned(numbers)
 

@@ -140,6 +140,30 @@ class ExactlyOnce:
         """Each with whether it was about a dead letter."""
         self._producer = self._make()
 
+    def commit_beginnings(self, first: dict[int, int]) -> None:
+        """Commit where partitions are read from of which nothing is committed yet.
+
+        In a transaction without answers, and wait for it. The consumer's own commit would not do:
+        if it was late, on a connection that broke, it would come after a turn's transaction and
+        take its offsets back, so that a successor answered the turn again. A late transaction is
+        fenced with its producer, and one of a member that lost its partitions by its generation.
+
+        Where it fails, the first turn of each partition commits as much.
+
+        Raises:
+            Fenced, DeliveryFailed: as for ``deliver``.
+        """
+        self.raise_failure()
+        self.settle()
+        self._start([], beginnings=first)
+        try:
+            self._finish([])
+        except KafkaException as error:
+            self.counts.aborts += 1
+            self._recover(error.args[0])
+        else:
+            self.counts.commits += 1
+
     def deliver(self, turn: Turn, answers: Sequence[Answer]) -> None:
         """Publish a turn's answers and its offsets, all or nothing, and begin to commit them.
 
@@ -238,7 +262,7 @@ class ExactlyOnce:
     def _is_owned(self, turn: Turn, request: Request) -> bool:
         return self._consumer.still_owned(turn, request.partition)
 
-    def _start(self, part: Sequence[Output]) -> None:
+    def _start(self, part: Sequence[Output], beginnings: dict[int, int] | None = None) -> None:
         """Publish, and begin to commit; what fails is met by ``_finish``."""
         self._give_up_at = monotonic() + TRANSACTION_TIMEOUT
         self._suspect = False
@@ -246,8 +270,7 @@ class ExactlyOnce:
         self._start_error = self._committing = None
         try:
             self._producer.begin_transaction()
-            failpoint("after_begin")
-            next_offsets = self._fill(part)
+            next_offsets = beginnings or self._fill(part)
         except KafkaException as error:
             self._start_error = error
         else:
@@ -317,6 +340,7 @@ class ExactlyOnce:
 
     def _fill(self, part: Sequence[Output]) -> dict[int, int]:
         """Produce; returns the next offset of each partition."""
+        failpoint("after_begin")
         next_offsets: dict[int, int] = {}
         for number, output in enumerate(part):
             if number == len(part) // 2:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from stream_scorer.config import Settings
 from tests import raw_headers
@@ -21,6 +23,7 @@ from tests.numbers_plugin import expected
 from tests.wire import Record, RecordReader, RequestProducer, Send, in_order
 
 PARTITIONS = 4
+TIMEOUT = 30.0
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Stage:
     reader: RecordReader
     group: str
     delivery: str
+    real: bool
 
     def settings(self, **sections: Any) -> Settings:
         worker = {"group": self.group, "delivery": self.delivery, **sections.pop("worker", {})}
@@ -72,7 +76,7 @@ def stage(
     producer = RequestProducer(broker.bootstrap, names["requests"])
     out = [names[kind] for kind in kinds[1:]]
     with RecordReader(broker.bootstrap, *out, isolation="read_committed") as reader:
-        yield Stage(broker.bootstrap, names, producer, reader, unique_group, mode[1])
+        yield Stage(broker.bootstrap, names, producer, reader, unique_group, mode[1], broker.real)
 
 
 def test_a_result_carries_all_that_the_contract_says(stage: Stage) -> None:
@@ -369,6 +373,65 @@ def test_after_a_stop_nothing_is_answered_again(stage: Stage) -> None:
     assert Counter(a.correlation_id for a in answers) == Counter(
         r.correlation_id for r in requests[300:]
     )
+
+
+def test_how_far_behind_a_group_is_can_be_told_while_it_has_no_worker(stage: Stage) -> None:
+    """So it can be scaled to zero, and from there: a new group commits where it begins."""
+    outside = Outside(stage)
+    ids = stage.producer.send(*(Send(str(n).encode(), partition=0) for n in range(3)))
+    outside.send_and_delete(partition=1, count=2)  # as retention does
+    assert outside.lag("earliest") > 0, "enough to start the first worker"
+    with running_worker(stage.settings()):
+        answers = stage.reader.answers(ids)
+        outside.wait_for_positions()
+    # By either rule for partitions without a committed offset: there is none.
+    assert (outside.lag("latest"), outside.lag("earliest")) == (0, 0), "enough to stop the last"
+    ids += (late := stage.producer.send(*(Send(b"7", partition=n) for n in range(PARTITIONS))))
+    assert (outside.lag("latest"), outside.lag("earliest")) == (PARTITIONS, PARTITIONS)
+    with running_worker(stage.settings()):
+        answers += stage.reader.answers(late)
+    assert Counter(answer.correlation_id for answer in answers) == Counter(ids)
+    assert outside.lag("latest") == 0
+
+
+class Outside:
+    """Who looks at a group from outside, as an autoscaler (KEDA) does."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._client: dict[str, Any] = {"bootstrap.servers": stage.bootstrap, "log_level": 0}
+        self._consumer = Consumer({**self._client, "group.id": stage.group})
+
+    def positions(self) -> list[TopicPartition]:
+        topic = self._stage.names["requests"]
+        places = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        return self._consumer.committed(places, TIMEOUT)
+
+    def lag(self, policy: str) -> int:
+        """KEDA's sum, by its ``offsetResetPolicy`` where nothing is committed."""
+        lag = 0
+        for place in self.positions():
+            end = self._consumer.get_watermark_offsets(place, TIMEOUT, cached=False)[1]
+            if place.offset >= 0:
+                lag += end - place.offset
+            else:
+                lag += end if policy == "earliest" else 1
+        return lag
+
+    def wait_for_positions(self) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while any(place.offset < 0 for place in self.positions()):
+            assert time.monotonic() < deadline, "not all partitions have a committed offset"
+            time.sleep(0.05)
+
+    def send_and_delete(self, partition: int, count: int) -> None:
+        if not self._stage.real:
+            return  # it cannot delete records
+        self._stage.producer.send(*[Send(b"1", partition=partition)] * count)
+        place = TopicPartition(self._stage.names["requests"], partition, count)
+        admin = AdminClient(self._client)
+        for future in admin.delete_records([place]).values():
+            future.result(TIMEOUT)
 
 
 def test_a_second_worker_takes_its_share_and_gives_it_back(stage: Stage) -> None:

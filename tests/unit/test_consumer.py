@@ -440,6 +440,48 @@ def test_a_commit_that_is_not_answered_in_time_has_failed(
     assert rig.consumer.commit_failed
 
 
+def test_where_partitions_begin_is_told_where_nothing_is_committed(rig: Rig) -> None:
+    rig.client.positions = {1: 0}
+    rig.client.beginnings = {0: 40}
+    rig.consumer.take(0.1)
+    assert rig.consumer.beginnings() == {0: 40}, "a committed 0 is an offset too"
+    assert rig.consumer.beginnings() == {}, "once"
+
+
+def test_where_a_partition_begins_is_told_each_time_that_it_comes(rig: Rig) -> None:
+    rig.consumer.beginnings()
+    rig.client.feed(lambda: rig.client.revoke_now(0), lambda: rig.client.assign_now(0, 2))
+    rig.consumer.take(0.1)
+    assert rig.consumer.beginnings() == {0: 0, 2: 0}
+
+
+def test_of_a_partition_that_went_again_no_beginning_is_told(rig: Rig) -> None:
+    rig.client.feed(lambda: rig.client.lose_now(0))
+    rig.consumer.keep_alive(0.1)
+    assert rig.consumer.beginnings() == {1: 0}
+
+
+@pytest.mark.parametrize("question", ["committed", "get_watermark_offsets"])
+def test_a_broker_that_does_not_tell_where_partitions_begin_ends_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    def silence(*_: object, **__: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    monkeypatch.setattr(rig.client, question, silence)
+    assert rig.consumer.beginnings() == {}
+
+
+def test_a_partition_whose_committed_offset_is_not_known_has_no_beginning(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be committed: to commit its beginning could go back behind that."""
+    error = KafkaError(KafkaError.NOT_COORDINATOR)
+    place = SimpleNamespace(partition=0, offset=-1001, error=error)
+    monkeypatch.setattr(rig.client, "committed", lambda *_: [place])
+    assert rig.consumer.beginnings() == {}
+
+
 def test_closing_tells_of_what_was_ours_and_leaves(rig: Rig) -> None:
     rig.consumer.close()
     assert rig.told == [("revoked", [0, 1])]

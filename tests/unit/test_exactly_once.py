@@ -209,6 +209,45 @@ def test_answers_letters_and_own_offsets_in_one_transaction(rig: Rig) -> None:
     assert (delivery.counts.commits, delivery.counts.aborts, delivery.counts.renewals) == (1, 0, 0)
 
 
+def test_where_partitions_begin_is_committed_in_a_transaction(rig: Rig) -> None:
+    """The consumer's own commit could come late, after a turn's, and take that one back."""
+    delivery = rig.delivery()
+    delivery.commit_beginnings({0: 0, 3: 40})
+    assert rig.calls() == ["init 0", "begin 0", "offsets 0", "commit 0"]
+    assert rig.offsets() == [{0: 0, 3: 40}]
+    assert rig.committed() == []
+    assert rig.producers[0].metadata is METADATA
+    deliver(delivery, *scored((0, 5)))
+    assert rig.offsets() == [{0: 0, 3: 40}, {0: 6}], "once"
+
+
+def test_the_turn_under_way_is_committed_before_beginnings(rig: Rig) -> None:
+    delivery = rig.delivery()
+    delivery.deliver(*scored((0, 5)))
+    delivery.commit_beginnings({1: 0})
+    assert rig.offsets() == [{0: 6}, {1: 0}]
+    assert rig.answers() == ok((0, 5))
+
+
+@pytest.mark.parametrize("call", ["begin", "offsets", "commit"])
+def test_beginnings_that_cannot_be_committed_harm_no_turn(rig: Rig, call: str) -> None:
+    delivery = rig.delivery()
+    rig.fail(call, abortable())
+    delivery.commit_beginnings({0: 0})
+    assert (delivery.counts.commits, delivery.counts.aborts, delivery.counts.renewals) == (0, 1, 1)
+    deliver(delivery, *scored((0, 5)))
+    assert rig.answers() == ok((0, 5))
+    assert rig.offsets()[-1] == {0: 6}
+    assert rig.consumer.rewound == [], "nothing was taken back"
+
+
+def test_a_worker_whose_name_another_took_commits_no_beginnings(rig: Rig) -> None:
+    delivery = rig.delivery()
+    rig.fail("offsets", fatal())
+    with pytest.raises(Fenced):
+        delivery.commit_beginnings({0: 0})
+
+
 def test_what_was_revoked_is_left_out_and_metadata_is_fresh(rig: Rig) -> None:
     delivery = rig.delivery()
     turn, answers = scored((0, 5), (1, 6), (0, 7))

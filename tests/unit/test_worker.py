@@ -37,7 +37,10 @@ Headers = list[tuple[str, str | bytes | None]]
 
 
 class Rig:
-    """A ``Worker`` on fake clients, owning partitions 0 and 1; time moves when it waits."""
+    """A ``Worker`` on fake clients, owning partitions 0 and 1; time moves when it waits.
+
+    Its group is no new one: all of its partitions have a committed offset.
+    """
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, scorer: EchoScorer | None = None, **settings: Any
@@ -47,6 +50,7 @@ class Rig:
         self.consumer = FakeConsumer()
         self.producer = FakeProducer()
         self.consumer.on_idle = self.clock.move
+        self.consumer.positions = dict.fromkeys(range(4), 0)
 
         def make_consumer(properties: dict[str, Any]) -> FakeConsumer:
             self.consumer.properties = properties
@@ -318,6 +322,20 @@ def test_a_turn_is_committed_before_the_next_one_is_published(rig: Rig) -> None:
     assert sent_before == [1, 1, 1], "nothing more is published until then"
     assert rig.consumer.commits[0] == {0: 6}
     assert rig.answers() == ok(5, 6)
+
+
+def test_a_new_group_commits_where_it_begins_before_what_it_answers(rig: Rig) -> None:
+    """Else nobody could tell from outside how far behind it is, as long as nothing comes."""
+    rig.consumer.positions = {}
+    rig.consumer.beginnings = {0: 5}
+    rig.feed((0, 5))
+    rig.step(2)
+    assert rig.consumer.commits == [{0: 5, 1: 0}, {0: 6}]
+
+
+def test_a_group_that_was_there_before_goes_on_from_where_it_was(rig: Rig) -> None:
+    rig.step(2)
+    assert rig.consumer.commits == []
 
 
 def test_waiting_for_a_slow_broker_can_be_given_up(rig: Rig) -> None:
