@@ -65,7 +65,9 @@ _TOPIC_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
 _HEADER_TEXT: Final = re.compile(r"[!-~]*")
 _SHORTEST_KEY: Final = 16
 _MEDIA_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
-_NOT_SETTINGS: Final = frozenset({"SCORER_CONF", "SCORER_FAILPOINT"})
+_NOT_SETTINGS: Final = frozenset({"SCORER_CONF", "SCORER_ENVIRONMENTS", "SCORER_FAILPOINT"})
+_OF_CODE: Final = frozenset({"plugin", "plugin_roots", "model_uri", "model", "packages"})
+"""Which code and model: the references there name versions, and places, rather than secrets."""
 
 
 class ConfigError(SetupError):
@@ -315,20 +317,27 @@ class Settings(_Section):
         return shown
 
 
-def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+def load_settings(
+    path: Path | None, environ: Mapping[str, str], *, secrets: bool = True
+) -> Settings:
     """Read the settings from a conf file, then from ``SCORER_…`` variables, which win.
 
     Args:
         path: the file; ``None`` takes ``./conf.yaml`` where it exists, and defaults elsewhere.
         environ: the environment, also for ``${env:NAME}``.
+        secrets: whether what references stand for is at hand. Where it is not, settings that hold
+            one keep their defaults, but for those that name the plugin, its packages and the model.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong.
     """
     if path is None and DEFAULT_PATH.exists():
         path = DEFAULT_PATH
-    tree = _read(path) if path is not None else {}
+    tree = read_conf(path) if path is not None else {}
     _override(tree, environ)
+    if not secrets:
+        code = {key: tree[key] for key in tree.keys() & _OF_CODE}
+        tree = {**_without_references(tree), **code}
     errors: list[str] = []
     folder = Path() if path is None else path.parent
     resolved = _resolve(tree, environ, folder, "", errors)
@@ -343,6 +352,46 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def literal_secrets(conf: Mapping[str, Any]) -> list[str]:
+    """Where a conf has secrets in its own text, rather than references to them.
+
+    Args:
+        conf: as ``read_conf`` returns it.
+
+    Returns:
+        The paths of the keys, such as ``kafka.sasl.password``.
+    """
+    return list(_literal_secrets(conf, "", secret=False))
+
+
+def _literal_secrets(value: Any, path: str, *, secret: bool) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            inside = secret or bool(_SECRET_KEY.search(str(key)))
+            yield from _literal_secrets(item, f"{path}.{key}" if path else str(key), secret=inside)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _literal_secrets(item, f"{path}.{number}", secret=secret)
+    elif isinstance(value, (str, int)) and not isinstance(value, bool):
+        text = str(value)
+        if not _refers(text) and ((text and secret) or mask_credentials(text) != text):
+            yield path
+
+
+def _without_references(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_references(item) if isinstance(item, dict) else item
+        for key, item in tree.items()
+        if not _refers(item)
+    }
+
+
+def _refers(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_refers(item) for item in value)
+    return isinstance(value, str) and _REFERENCE.search(value) is not None
+
+
 def _locate(path: str, folder: Path) -> Path:
     here = Path(path)
     with suppress(RuntimeError):  # a home that cannot be found
@@ -351,7 +400,12 @@ def _locate(path: str, folder: Path) -> Path:
     return there if not here.exists() and there.exists() else here
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_conf(path: Path) -> dict[str, Any]:
+    """Read a conf file as it is written, references and all.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a map.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -12,7 +12,10 @@ from stream_scorer import __version__
 from stream_scorer.cli.options import tell
 from stream_scorer.errors import ScorerError
 
-COMMANDS: Final = ("dev", "worker", "facade", "check", "send", "new")
+COMMANDS: Final = (
+    *("dev", "worker", "facade", "check", "send", "new"),
+    *("install", "build-image"),
+)
 
 
 class _Commands(click.Group):
@@ -24,7 +27,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"stream_scorer.cli.{cmd_name}")
+        module = importlib.import_module(f"stream_scorer.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

@@ -35,6 +35,12 @@ _TYPES: Final = {
 @click.option("--accept", help="The media type to ask for.")
 @click.option("--show-conf", is_flag=True, help="Print the effective settings, secrets masked.")
 @click.option(
+    "--without-secrets",
+    is_flag=True,
+    help="Leave out the settings that hold ${env:…} or ${file:…}, but for those that name the "
+    "plugin, its packages and the model.",
+)
+@click.option(
     "--timing/--no-timing", default=True, help="Time batches of the payload. Default: yes."
 )
 def command(
@@ -43,6 +49,7 @@ def command(
     content_type: str | None,
     accept: str | None,
     show_conf: bool,
+    without_secrets: bool,
     timing: bool,
 ) -> None:
     """Check the conf, load its plugin and model, and score FILE with them; needs no Kafka.
@@ -55,7 +62,7 @@ def command(
     1, 2, 4, … requests, up to worker.max_batch_size. The size suggested for that setting is the
     smallest with at least 90 % of the most requests/s.
     """
-    settings = read_settings(conf)
+    settings = read_settings(conf, secrets=not without_secrets)
     if file is not None or not show_conf:
         enter_environment(settings)
     if show_conf:

@@ -42,7 +42,7 @@ def make_environment(settings: Settings) -> Path | None:
     from stream_scorer.plugins import environments
     from stream_scorer.plugins.packages import unmet
 
-    packages = _asked(settings)
+    packages = packages_of(settings)
     missing = unmet(packages)
     if not environments.is_inside():
         return environments.make(packages) if missing else None
@@ -55,7 +55,12 @@ def make_environment(settings: Settings) -> Path | None:
     return None
 
 
-def _asked(settings: Settings) -> list[Package]:
+def packages_of(settings: Settings) -> list[Package]:
+    """The packages that a conf asks for, and those of its model where it asks for them.
+
+    Raises:
+        SetupError: they cannot be read.
+    """
     from stream_scorer.plugins.models import fetch_requirements
     from stream_scorer.plugins.packages import read_file, read_packages
     from stream_scorer.plugins.trust import check_root

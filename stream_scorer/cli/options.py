@@ -24,11 +24,11 @@ conf_option = click.option(
 )
 
 
-def read_settings(conf: Path | None) -> Settings:
-    """Load the settings and set up the logging that they ask for."""
+def read_settings(conf: Path | None, *, secrets: bool = True) -> Settings:
+    """Load the settings, with or without their secrets; set up the logging that they ask for."""
     from stream_scorer.config import load_settings
 
-    settings = load_settings(conf, os.environ)
+    settings = load_settings(conf, os.environ, secrets=secrets)
     logs.set_up(settings.logging)
     return settings
 

@@ -80,6 +80,8 @@ def make(packages: Sequence[Package]) -> Path:
 
 
 def _cache() -> Path:
+    if named := os.environ.get("SCORER_ENVIRONMENTS"):
+        return Path(named).absolute()
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches).absolute() / "stream-scorer" / "environments"
 

@@ -45,15 +45,9 @@ def load_plugin(
     """
     place, _, class_name = name.partition(":")
     class_name = class_name or DEFAULT_CLASS
-    if place.endswith(".py") or "/" in place:
-        path = locate(place)
-        if not path.is_file():
-            raise PluginError(
-                f"plugin {place}: no such file, from {Path.cwd()} or from the conf's folder"
-            )
-        _check_root(place, [path], roots, locate)
+    if (file := find_file(name, locate, roots=roots)) is not None:
         with base_class_provided():
-            module = _run(place, path, lambda: _import_file(path))
+            module = _run(place, file, lambda: _import_file(file))
     else:
         if place != DEFAULT_PLUGIN:
             _check_root(place, _top_level(place), roots, locate)
@@ -71,6 +65,31 @@ def load_plugin(
     if not _is_media_range(content_type):
         raise PluginError(f"{_where(module, found)}: request_content_type() gives no media type")
     return adapted(made, content_type)
+
+
+def find_file(
+    name: str, locate: Callable[[str], Path] = Path, *, roots: Sequence[str] = ()
+) -> Path | None:
+    """Find a plugin's file; ``None`` where its name is that of a module.
+
+    Args:
+        name: as for ``load_plugin``, and so the rest.
+        locate: finds a relative path.
+        roots: folders that plugins may be in.
+
+    Raises:
+        PluginError: no such file, or it is in a place that is not allowed.
+    """
+    place = name.partition(":")[0]
+    if not place.endswith(".py") and "/" not in place:
+        return None
+    path = locate(place)
+    if not path.is_file():
+        raise PluginError(
+            f"plugin {place}: no such file, from {Path.cwd()} or from the conf's folder"
+        )
+    _check_root(place, [path], roots, locate)
+    return path
 
 
 def _check_root(

@@ -51,17 +51,20 @@ class ModelFolder:
         return f"{self.uri}; version={self.version}"
 
 
-def fetch_model(uri: str, locate: Callable[[str], Path] = Path) -> ModelFolder:
+def fetch_model(
+    uri: str, locate: Callable[[str], Path] = Path, *, into: Path | None = None
+) -> ModelFolder:
     """Find a model's folder, downloading it from its registry where it is not local.
 
     Args:
         uri: a path, ``file:…``, ``models:/name/1``, ``models:/name@alias`` or ``runs:/…``.
         locate: finds a relative path.
+        into: the folder that a registry's model is downloaded to; ``None``: where MLflow likes.
 
     Raises:
         ModelError: it is not there, or the registry does not answer.
     """
-    path = _find(uri, locate)
+    path = _find(uri, locate, into=into)
     if not path.is_dir():
         raise ModelError(f"model_uri {uri}: no such folder")
     description = _read_yaml(path / "MLmodel", uri)
@@ -119,10 +122,12 @@ def _scheme(uri: str) -> str:
         raise ModelError(f"model_uri {uri}: {error}") from None
 
 
-def _find(uri: str, locate: Callable[[str], Path], file: str = "") -> Path:
+def _find(
+    uri: str, locate: Callable[[str], Path], file: str = "", into: Path | None = None
+) -> Path:
     """A model's folder, or one file of it."""
     if is_in_registry(uri):
-        return _download(uri, file)
+        return _download(uri, file, into)
     if _scheme(uri) in {"file", ""}:
         return locate(local_path(uri)) / file
     raise ModelError(
@@ -138,13 +143,17 @@ def local_path(uri: str) -> str:
     return unquote(urlsplit(uri).path) if rest.startswith("//") else rest
 
 
-def _download(uri: str, file: str) -> Path:
+def _download(uri: str, file: str, into: Path | None) -> Path:
     for name, value in REGISTRY_RETRIES.items():
         os.environ.setdefault(name, value)
     from mlflow.artifacts import download_artifacts
 
     try:
-        return Path(download_artifacts(artifact_uri=f"{uri}/{file}" if file else uri))
+        place = download_artifacts(
+            artifact_uri=f"{uri}/{file}" if file else uri,
+            dst_path=None if into is None else str(into),
+        )
+        return Path(place)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         # The registry's address may hold a password, that of a store a signature.

@@ -284,8 +284,13 @@ def _is_skops_alone(folder: ModelFolder) -> bool:
 
 
 def _check_skops(folder: ModelFolder, file: Path, trusted_types: Sequence[str]) -> None:
-    from skops.io import get_untrusted_types
-
+    try:
+        from skops.io import get_untrusted_types
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"model_uri {folder.uri}: {file.name} is a skops file: {error}; add what is missing to "
+            "`packages` in the conf"
+        ) from error
     try:
         found = get_untrusted_types(file=file)
     except Exception as error:

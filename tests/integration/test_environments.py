@@ -199,6 +199,28 @@ def test_what_the_server_has_needs_no_environment(
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_was_installed_before_is_found_where_nothing_can_be_written(
+    tmp_path: Path, variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCORER_ENVIRONMENTS", str(tmp_path / "environments"))
+    conf = write_conf(tmp_path / "conf", "pandas", "rule==2.0", host="${env:NOT_SET}")
+    done = subprocess.run(
+        [sys.executable, "-m", "stream_scorer", "install", "--conf", conf],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (path for path in (tmp_path / "environments").iterdir() if path.is_dir())
+    assert done.stdout == f"{folder}\n"
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "gone"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "conf" / "payload.txt"))
+    monkeypatch.setenv("NOT_SET", "localhost")
+    assert answer(conf)[:2] == ["2.0", str(folder)]
+
+
 def test_a_package_that_hides_the_environment_s_own_is_told(
     tmp_path: Path, variables: Mapping[str, str]
 ) -> None:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from stream_scorer.config import load_settings
 from stream_scorer.plugins.models import fetch_model, fetch_requirements
 from tests.engine import ROOT, environment_for, process
 from tests.kafka_server import MakeTopics, free_ports
@@ -232,6 +233,45 @@ def test_a_password_that_the_registry_refuses_is_told_and_not_shown(
     assert "models:/wine/1" in line
     assert "401" in line
     assert wrong not in done.stderr
+
+
+@pytest.mark.timeout(700)
+def test_an_image_gets_a_registered_model_and_no_password(
+    guarded: str, run_id: str, tmp_path: Path
+) -> None:
+    context = tmp_path / "context"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "stream_scorer", "build-image", "--context", str(context)),
+            *("--conf", str(SAMPLE / "conf.yaml")),
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            **credentials(),
+            "MLFLOW_TRACKING_URI": guarded,
+            "SCORER_MODEL_URI": "models:/wine@challenger",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    baked = load_settings(context / "conf.yaml", {})
+    assert baked.model_uri == "models/wine@challenger"
+    model = fetch_model(baked.model_uri, baked.locate)
+    assert model.header == "models/wine@challenger; version=2"
+    copied = (model.path / "model.skops").read_bytes()
+    assert copied == (SAMPLE / "model" / "model.skops").read_bytes()
+    assert {path.name for path in context.iterdir()} == {
+        *("Dockerfile", "conf.yaml", "packages.txt"),
+        *("models", "plugin", "examples"),
+    }
+    for path in context.rglob("*"):
+        if path.is_file():
+            text = path.read_bytes()
+            assert not [secret for secret in secrets() if secret.encode() in text], path
 
 
 @pytest.mark.parametrize("uri", ["models:/wine/1", "models:/wine@champion", "runs:/{run}/model"])

@@ -148,8 +148,11 @@ def test_wrong_usage_exits_with_2(shell: Shell, arguments: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "new"])
 def test_every_command_refuses_a_wrong_conf_with_one_line_and_2(shell: Shell, command: str) -> None:
-    more = ("number.json", "--content-type", "a/b") if command == "send" else ()
-    assert shell.refusal(command, *more, conf="prot: 1\n") == "unknown key @ prot"
+    more = {
+        "send": ["number.json", "--content-type", "a/b"],
+        "build-image": ["--context", "context"],
+    }
+    assert shell.refusal(command, *more.get(command, []), conf="prot: 1\n") == "unknown key @ prot"
 
 
 def test_a_conf_that_is_not_there_is_named(shell: Shell) -> None:

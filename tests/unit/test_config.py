@@ -14,7 +14,9 @@ from stream_scorer.config import (
     ConfigError,
     Settings,
     Topics,
+    literal_secrets,
     load_settings,
+    read_conf,
 )
 from stream_scorer.masking import MASK
 
@@ -294,10 +296,50 @@ def test_the_environment_wins_over_the_file(
     topics: {create: true, requests: file}
     kafka: {bootstrap.servers: "file:1"}
     """
-    found: Any = load(tmp_path, conf, {variable: text, "OTHER_PORT": "2", "SCORER_CONF": "x"})
+    not_settings = {"SCORER_CONF": "x", "SCORER_ENVIRONMENTS": "y"}
+    found: Any = load(tmp_path, conf, {variable: text, "OTHER_PORT": "2", **not_settings})
     for name in path.split("."):
         found = getattr(found, name)
     assert found == value
+
+
+def test_without_secrets_what_holds_a_reference_has_its_default(tmp_path: Path) -> None:
+    conf = """
+    port: ${env:PORT}
+    model_uri: models:/wine/${env:VERSION}
+    model: {trusted_types: ["${env:TYPE}"]}
+    kafka: {bootstrap.servers: "a:1", sasl.password: "x${env:NOT_SET}", producer: {linger.ms: 7}}
+    facade: {api_keys: [0123456789abcdef, "${file:missing}"], max_pending: 3}
+    """
+    (tmp_path / "conf.yaml").write_text(conf, encoding="utf-8")
+    environ = {"VERSION": "3", "TYPE": "t", "PORT": "7", "SCORER_HOST": "${env:NOT_SET}"}
+    settings = load_settings(tmp_path / "conf.yaml", environ, secrets=False)
+    assert (settings.port, settings.host) == (5005, "localhost")
+    assert settings.model_uri == "models:/wine/3"
+    assert settings.model.trusted_types == ("t",)
+    assert settings.kafka.common == {"bootstrap.servers": "a:1"}
+    assert settings.kafka.producer == {"linger.ms": 7}
+    assert (settings.facade.api_keys, settings.facade.max_pending) == ((), 3)
+    with pytest.raises(ConfigError, match="variable VERSION is not set @ model_uri"):
+        load_settings(tmp_path / "conf.yaml", {"TYPE": "t"}, secrets=False)
+
+
+@pytest.mark.parametrize(
+    ("conf", "found"),
+    [
+        ("kafka: {sasl.password: '${env:A}', ssl.ca.location: a.pem, enable.token: true}", []),
+        ("kafka: {sasl.password: 42, sasl.username: me}", ["kafka.sasl.password"]),
+        ("kafka: {producer: {ssl.key.pem: a}}", ["kafka.producer.ssl.key.pem"]),
+        ("kafka: {proxy: 'http://me:it@host:1', sasl.password: ''}", ["kafka.proxy"]),
+        ("kafka: {proxy: 'http://${env:ME}:${env:PASSWORD}@host:1'}", []),
+        ("facade: {api_keys: ['${env:A}', b]}", ["facade.api_keys.1"]),
+    ],
+)
+def test_secrets_in_the_text_of_a_conf_are_found(
+    tmp_path: Path, conf: str, found: list[str]
+) -> None:
+    (tmp_path / "conf.yaml").write_text(conf, encoding="utf-8")
+    assert literal_secrets(read_conf(tmp_path / "conf.yaml")) == found
 
 
 def test_an_override_leaves_what_is_beside_it(tmp_path: Path) -> None:

@@ -44,12 +44,16 @@ ROOMS: Final[Mapping[str, frozenset[str]]] = {
     "timing": _BASE | {"scorer"},
     "kafka": _BASE | {"background", "config"},
     "metrics": _BASE | {"config"},
+    "build_context": _BASE | {"config", "plugins"},
+    "docker": _BASE,
     "health": _BASE | {"config", "metrics"},
     "worker": _ENGINE,
     "supervisor": _ENGINE | {"worker"},
     "logs": _BASE | {"config"},
     "warm_up": _BASE | {"plugins", "scorer"},
-    "cli": _ENGINE | {"http_facade", "logs", "supervisor", "timing", "warm_up", "worker"},
+    "cli": _ENGINE
+    | {"build_context", "docker", "http_facade", "logs", "supervisor", "timing", "warm_up"}
+    | {"worker"},
     "http_facade": _BASE | {"config", "kafka", "logs"},
 }
 """Each room (a file or folder of ``stream_scorer``, or ``http_facade``) and what it may import."""

@@ -324,7 +324,11 @@ def test_a_model_is_fetched_from_its_registry(
     with serving(Wine) as registry:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
         found = fetch_model(uri)
+        copied = fetch_model(uri, into=tmp_path / "into")
     assert (found.path / "weights").read_bytes() == b"1"
+    assert (copied.path / "weights").read_bytes() == b"1"
+    assert copied.path.is_relative_to(tmp_path / "into")
+    assert copied.version == found.version
     expected = {URIS[0]: "1", URIS[1]: "4", URIS[2]: "m-1"}[uri]
     assert found.header == f"{uri}; version={expected}"
 

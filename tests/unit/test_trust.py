@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -575,3 +576,13 @@ def test_what_is_no_uri_is_told_with_roots_too() -> None:
 
 def test_without_roots_models_come_from_anywhere() -> None:
     check_root("/anywhere", [])
+
+
+def test_a_skops_file_without_skops_is_told(
+    tmp_path: Path, hostile: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model(tmp_path / "m", skops_flavors(), {"model.skops": hostile})
+    monkeypatch.setitem(sys.modules, "skops.io", None)
+    told = refusal(checked, folder)
+    assert "model.skops is a skops file" in told
+    assert "`packages` in the conf" in told
