@@ -207,7 +207,7 @@ class Replies:
                 self.next_offset, failure = offset, None
                 continue
             if failure is not None and failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-                # The client looks for a group that it has to be given; we do not join any.
+                # The client looks for the group that it has to be given; we join none.
                 failure = None
                 continue
             if failure is not None:

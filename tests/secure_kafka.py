@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -68,28 +69,26 @@ class SecureKafka(KafkaServer):
             future.result(_TIMEOUT)
 
     def allow(self, rights: Iterable[AclBinding]) -> None:
-        """Give rights."""
+        """Give rights, and return once they hold."""
         admin = self.administrator
-        for future in admin.create_acls([*rights]).values():
+        for right, future in admin.create_acls([*rights]).items():
             future.result(_TIMEOUT)
+            self._wait(admin, right, there=True)
 
-    def take_back(self, rights: Iterable[AclBinding]) -> None:
-        """Take back rights that were given."""
+    def take_back(self, right: AclBinding) -> None:
+        """Take back a right that was given, and return once it is gone."""
         admin = self.administrator
-        filters = [
-            AclBindingFilter(
-                right.restype,
-                right.name,
-                right.resource_pattern_type,
-                right.principal,
-                right.host,
-                right.operation,
-                right.permission_type,
-            )
-            for right in rights
-        ]
-        for future in admin.delete_acls(filters).values():
-            assert future.result(_TIMEOUT)
+        for future in admin.delete_acls([_only(right)]).values():
+            future.result(_TIMEOUT)
+        self._wait(admin, right, there=False)
+
+    def _wait(self, admin: AdminClient, right: AclBinding, *, there: bool) -> None:
+        # The broker hears of what the controller has written a moment later.
+        deadline = time.monotonic() + _TIMEOUT
+        while bool(admin.describe_acls(_only(right)).result(_TIMEOUT)) is not there:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{right} does not change")
+            time.sleep(0.02)
 
     def _keystore(self, name: str, *hosts: str) -> Path:
         certificate, key = self.authority.sign(name, *hosts)
@@ -127,3 +126,15 @@ class SecureKafka(KafkaServer):
             # Who comes in plaintext, as the node itself does.
             "super.users": "User:ANONYMOUS",
         }
+
+
+def _only(right: AclBinding) -> AclBindingFilter:
+    return AclBindingFilter(
+        right.restype,
+        right.name,
+        right.resource_pattern_type,
+        right.principal,
+        right.host,
+        right.operation,
+        right.permission_type,
+    )

@@ -36,7 +36,6 @@ ONLY_ERRORS: Final[dict[str, Any]] = {"delivery.report.only.error": True}
 REPEAT_AFTER: Final = 30.0
 """Seconds until the same broker trouble is logged again; librdkafka repeats it several a second."""
 
-
 _FILE_FAILED: Final = re.compile(r"(ssl\.\w+\.location) failed: (.*)")
 
 

@@ -24,6 +24,8 @@ _ADDRESS: Final = re.compile(r"^(?:\w+://)?([^/\s]+:\d+)/\w+: ")
 _DURATION: Final = re.compile(r" \(after \d+ms in state \w+\)")
 _OTHER_HOST: Final = frozenset({62, 64})
 """OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+_OTHER_AUTHORITY: Final = frozenset({18, 19, 20, 21})
+"""OpenSSL's errors for a certificate whose authority is itself, not trusted or not known."""
 
 
 def right_missing(*rights: str) -> str:
@@ -63,10 +65,10 @@ def in_words(error: KafkaError, kafka: Kafka) -> str:
         return f"the certificate of Kafka at {address} is not trusted: {cause}"
     if fault.verify_code in _OTHER_HOST:
         return f"the certificate of Kafka at {address} is another host's: {fault.verify_message}"
-    return (
-        f"the certificate of Kafka at {address} is not trusted: {fault.verify_message}; "
-        "set ssl.ca.location to the authority that signed it"
-    )
+    advice = ""
+    if fault.verify_code in _OTHER_AUTHORITY:
+        advice = "; set ssl.ca.location to the authority that signed it"
+    return f"the certificate of Kafka at {address} is not trusted: {fault.verify_message}{advice}"
 
 
 def wants_tls(kafka: Kafka) -> str | None:

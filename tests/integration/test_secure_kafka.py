@@ -308,7 +308,7 @@ def test_a_right_that_is_taken_back_ends_the_worker_and_loses_nothing(
     with RecordReader(server.bootstrap, "score-results", isolation="read_committed") as reader:
         with running(settings) as ending:
             reader.answers(producer.send(Send(b"1")))
-            server.take_back([right.to("worker")])
+            server.take_back(right.to("worker"))
             try:
                 ids = producer.send(Send(b"5"))
                 error = ending.exception(TIMEOUT)
@@ -317,7 +317,9 @@ def test_a_right_that_is_taken_back_ends_the_worker_and_loses_nothing(
         assert isinstance(error, OperationError)
         assert str(error).startswith(f"Kafka's ACLs do not allow {right}")
         with running(settings):
-            assert [record.value for record in reader.answers(ids)] == [b"16"]
+            # At least once, the first request may be answered again.
+            answered = [record for record in reader.answers(ids) if record.correlation_id in ids]
+            assert [record.value for record in answered] == [b"16"]
 
 
 class Case(NamedTuple):
