@@ -106,7 +106,7 @@ class RequestReplyClient:
             )
             self._log = ReplyLog(self._settings)
         except (KafkaException, ValueError, TypeError) as error:
-            raise wrong_property(error) from None
+            raise wrong_property(error, self._settings.kafka) from None
         self._pid = os.getpid()
         self._requests.start()
         self._replies.start()
@@ -430,7 +430,7 @@ def check_properties(settings: Settings) -> None:
         Consumer(reply_properties(settings)).close()
         Producer(request_properties(settings))
     except (KafkaException, ValueError, TypeError) as error:
-        raise wrong_property(error) from None
+        raise wrong_property(error, settings.kafka) from None
 
 
 def _answered(future: asyncio.Future[Reply]) -> bool:

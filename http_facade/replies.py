@@ -12,8 +12,8 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from http_facade.calls import Reply
-from stream_scorer.config import Settings
-from stream_scorer.kafka.clients import REPEAT_AFTER, BrokerTrouble, consumer_properties
+from stream_scorer.config import ConfigError, Settings
+from stream_scorer.kafka.clients import REPEAT_AFTER, consumer_properties
 from stream_scorer.kafka.messages import UnreadableHeaders, read_headers
 from stream_scorer.kafka.topics import BrokerUnreachable, TopicError, Topics
 from stream_scorer.protocol import (
@@ -78,7 +78,6 @@ class Replies:
         self._arrived = arrived
         self._lost = lost
         self._assigned = False
-        self._broker_trouble = BrokerTrouble()
         self._logged = -REPEAT_AFTER
         self._stopping = threading.Event()
         self._consumer = self._new_consumer()
@@ -104,7 +103,7 @@ class Replies:
                         self._renew()
                     self._connect()
                     self._read()
-                except (BrokerUnreachable, TopicError, KafkaException) as error:
+                except (BrokerUnreachable, TopicError, ConfigError, KafkaException) as error:
                     failed = True
                     self._away(error)
                     self._stopping.wait(_PAUSE)
@@ -124,9 +123,9 @@ class Replies:
 
     def _connect(self) -> None:
         # Of each attempt, for the same reason as in `_renew`; while all is well there is none.
-        topics = Topics(self._settings, self._broker_trouble, _ATTEMPT)
+        topics = Topics(self._settings, _ATTEMPT)
         topics.wait_for_broker(_ATTEMPT, self._stopping.is_set)
-        topics.ensure()
+        topics.ensure_for_caller()
         self._connected(_ATTEMPT)
         self._choose(topics.partitions(self.topic))
         self._assign()
@@ -206,6 +205,10 @@ class Replies:
                 # Past the markers of transactions too, which are no records and yet have offsets:
                 # once they alone are deleted, no reply is lost.
                 self.next_offset, failure = offset, None
+                continue
+            if failure is not None and failure.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                # The client looks for the group that it has to be given; we join none.
+                failure = None
                 continue
             if failure is not None:
                 break

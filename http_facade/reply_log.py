@@ -112,6 +112,8 @@ class ReplyLog:
                 error = message.error()
                 if error is not None and error.code() == KafkaError._PARTITION_EOF:
                     return self._pending(place._replace(offset=message.offset() or offset))
+                if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                    continue  # we join none; see `Replies`
                 if error is not None:
                     raise KafkaException(error)
                 offset = (message.offset() or 0) + 1

@@ -278,6 +278,8 @@ class Worker:
         self._delivery.revoked(partitions, self._drain_time())
 
     def _lost(self, partitions: Sequence[int]) -> None:
+        # The group has gone on without us; an assignment tells when we are back in it.
+        self._pulse.set_ready(False)
         self._metrics.rebalanced("lost")
         self._delivery.lost(partitions)
 

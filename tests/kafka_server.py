@@ -334,6 +334,7 @@ class KafkaServer:
             "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}",
             "log.dirs": str(data),
         }
+        self._add_listeners(properties)
         if proxied:
             (self.upstream,) = proxied
             properties["listeners"] += f",PROXIED://127.0.0.1:{self.upstream}"
@@ -353,6 +354,9 @@ class KafkaServer:
         if done.returncode != 0:
             raise RuntimeError(f"Kafka's storage cannot be formatted:\n{done.stdout}")
         return f"127.0.0.1:{port}"
+
+    def _add_listeners(self, properties: dict[str, str]) -> None:
+        """Add to the node's properties what a kind of server with more listeners needs."""
 
     def _run(self, bootstrap: str | None = None) -> None:
         """Start the process and wait until it answers at ``bootstrap``, by default its own."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
@@ -34,26 +36,23 @@ ONLY_ERRORS: Final[dict[str, Any]] = {"delivery.report.only.error": True}
 REPEAT_AFTER: Final = 30.0
 """Seconds until the same broker trouble is logged again; librdkafka repeats it several a second."""
 
+_FILE_FAILED: Final = re.compile(r"(ssl\.\w+\.location) failed: (.*)")
+
 
 class BrokerTrouble:
-    """The last thing that went wrong between a client and its brokers: an ``error_cb``.
+    """Logs what goes wrong between a client and its brokers: an ``error_cb``.
 
-    ``reason`` is its text, ``None`` before the first. Called by librdkafka in whichever thread
-    polls the client.
+    Called by librdkafka in whichever thread polls the client.
     """
 
     def __init__(self) -> None:
-        self.reason: str | None = None
         self._logged: dict[str, float] = {}
 
     def __call__(self, error: KafkaError) -> None:
-        text = error.str()
-        if error.code() != KafkaError._ALL_BROKERS_DOWN or self.reason is None:
-            self.reason = text
         now = time.monotonic()
         if now - self._logged.get(error.name(), -REPEAT_AFTER) >= REPEAT_AFTER:
             self._logged[error.name()] = now
-            _log.warning("Kafka: %s", text)
+            _log.warning("Kafka: %s", error.str())
 
 
 def record_bytes(settings: Settings) -> int:
@@ -142,15 +141,25 @@ def check_properties(settings: Settings) -> None:
         Producer(producer_properties(settings))
         Consumer(consumer_properties(settings) | {"group.id": settings.worker.group})
     except (KafkaException, ValueError, TypeError) as error:
-        raise wrong_property(error) from None
+        raise wrong_property(error, settings.kafka) from None
 
 
-def wrong_property(error: Exception) -> ConfigError:
+def wrong_property(error: Exception, kafka: Kafka) -> ConfigError:
     """What librdkafka said of a property when a client was made, as a configuration error."""
     if isinstance(error, KafkaException):
         error = error.args[0]
     text = error.str() if isinstance(error, KafkaError) else str(error)
-    return ConfigError(f"{text} @ kafka")
+    # Of a file that cannot be used it says only in which of OpenSSL's functions that was found.
+    found = _FILE_FAILED.search(text)
+    if found is None or found[1] not in kafka.common:
+        return ConfigError(f"{text} @ kafka")
+    path = Path(str(kafka.common[found[1]]))
+    try:
+        path.open("rb").close()
+    except OSError as lack:
+        return ConfigError(f"{path}: {lack.strerror} @ kafka.{found[1]}")
+    password = " (is ssl.key.password right?)" if found[1] == "ssl.key.location" else ""
+    return ConfigError(f"{path} cannot be used{password}: {found[2]} @ kafka.{found[1]}")
 
 
 def _as_text(properties: Mapping[str, Property]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
 from stream_scorer.kafka.clients import BrokerTrouble, consumer_properties, wrong_property
 from stream_scorer.kafka.messages import read_request
+from stream_scorer.kafka.refusals import right_missing
 from stream_scorer.protocol import Request
 
 _log = logging.getLogger(__name__)
@@ -34,14 +35,6 @@ _LEAVE_POLL: Final = 0.05
 
 CHUNK: Final = 256
 """Messages asked for at once, so that a turn ends near its bound in bytes."""
-
-_NOT_OURS_TO_MEND: Final = frozenset(
-    {
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-    }
-)
 
 
 class ConsumerFailed(OperationError):
@@ -130,7 +123,7 @@ class RequestConsumer:
         try:
             self._consumer = Consumer(properties)
         except (KafkaException, ValueError, TypeError) as error:
-            raise wrong_property(error) from None
+            raise wrong_property(error, settings.kafka) from None
 
     def subscribe(self) -> None:
         """Join the group."""
@@ -308,7 +301,10 @@ class RequestConsumer:
             self._epochs |= dict.fromkeys(again, self._changes)
             self._held = [item for item in self._held if item.partition() not in again]
         except KafkaException as error:
-            raise ConsumerFailed(f"cannot go back: {error.args[0].str()}") from None
+            failure: KafkaError = error.args[0]
+            raise ConsumerFailed(
+                self._right_missing(failure) or f"cannot go back: {failure.str()}"
+            ) from None
 
     def close(self, timeout: float = 0.0) -> None:
         """Leave the group; ``revoked`` is told first.
@@ -373,10 +369,20 @@ class RequestConsumer:
         # A member that was fenced is told so by this code, without the flag.
         if error.fatal() or error.code() == KafkaError._FATAL:
             raise ConsumerFailed(error.str())
-        if error.code() in _NOT_OURS_TO_MEND:
+        # Told once, and nothing comes from then on: to go on would be to hang in silence.
+        if (missing := self._right_missing(error)) is not None:
+            raise ConsumerFailed(missing)
+        if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             _log.error("no requests: %s", error.str())
         elif error.code() != KafkaError._PARTITION_EOF:
             _log.warning("consumer: %s", error.str())
+
+    def _right_missing(self, error: KafkaError) -> str | None:
+        if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return right_missing(f"READ on group {self._settings.worker.group}")
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            return right_missing(f"READ on topic {self._settings.topics.requests}")
+        return None
 
     def _on_commit(self, error: KafkaError | None, _: list[TopicPartition]) -> None:
         if error is not None:

@@ -25,6 +25,7 @@ from stream_scorer.kafka.consumer import RequestConsumer, Turn
 from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.outputs import REFUSALS, Output, Record
 from stream_scorer.kafka.producer import DeliveryFailed
+from stream_scorer.kafka.refusals import right_missing
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Request, Signature
 
@@ -99,6 +100,7 @@ class ExactlyOnce:
     ) -> None:
         self._settings = settings
         self._dead_letters = settings.topics.dead_letters
+        self._results = settings.topics.results
         self._consumer = consumer
         self._routes = routes
         self._signature = signature
@@ -300,6 +302,10 @@ class ExactlyOnce:
                 for refusal, of_letter in self._refused:
                     mend = output.letter_refused if of_letter else output.answer_refused
                     if not mend(refusal):
+                        if refusal.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                            # To read it again would end the same way, without end.
+                            topic = self._dead_letters if of_letter else self._results
+                            raise DeliveryFailed(right_missing(f"WRITE on topic {topic}")) from None
                         raise
             raise _Refused from None
         # Troubles of the commit itself are told here at the earliest.
@@ -433,7 +439,7 @@ class ExactlyOnce:
         try:
             producer = Producer(self._properties)
         except (KafkaException, ValueError, TypeError) as error:
-            raise wrong_property(error) from None
+            raise wrong_property(error, self._settings.kafka) from None
         while True:
             try:
                 producer.init_transactions(REQUEST_TIMEOUT)
@@ -441,6 +447,11 @@ class ExactlyOnce:
                 failure: KafkaError = error.args[0]
                 if failure.code() in _FENCED:
                     self._recover(failure)
+                if failure.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+                    name = self._properties["transactional.id"]
+                    raise DeliveryFailed(
+                        right_missing(f"WRITE on transactional id {name}")
+                    ) from None
                 if not failure.retriable():
                     raise DeliveryFailed(f"no transactions: {failure.str()}") from None
                 self._waiting()

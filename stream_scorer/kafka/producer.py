@@ -19,6 +19,7 @@ from stream_scorer.kafka.clients import (
     wrong_property,
 )
 from stream_scorer.kafka.outputs import TOO_LARGE, Output, Record, answer_record
+from stream_scorer.kafka.refusals import right_missing
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Signature
 
@@ -75,12 +76,12 @@ class AnswerProducer:
         self._alone: deque[Callable[[], None]] = deque()
         self._sending_again = False
         self._wait_for_room = True
-        self._failure: KafkaError | None = None
+        self._failure: str | None = None
         properties = producer_properties(settings, largest_request) | ONLY_ERRORS
         try:
             self._producer = Producer(properties | {"error_cb": BrokerTrouble()})
         except (KafkaException, ValueError, TypeError) as error:
-            raise wrong_property(error) from None
+            raise wrong_property(error, settings.kafka) from None
 
     def publish(self, answer: Answer) -> None:
         """Queue an answer and, where its status says so, a dead letter; waits while it is full."""
@@ -136,7 +137,7 @@ class AnswerProducer:
     def _settle(self) -> None:
         self._send_again()
         if self._failure is not None:
-            raise DeliveryFailed(f"an answer could not be delivered: {self._failure.str()}")
+            raise DeliveryFailed(self._failure)
 
     def _send_again(self) -> None:
         # With an empty queue there is room, and what has to be alone is. An item leaves its list
@@ -186,7 +187,7 @@ class AnswerProducer:
             return
         had_letter = output.letter is not None
         if not output.answer_refused(error):
-            self._failure = error
+            self._fail(error, message)
             return
         self._again.append(partial(self._send_answer, output))
         if not had_letter:
@@ -200,7 +201,12 @@ class AnswerProducer:
         elif error.code() == _UNDER_WAY or output.letter_refused(error):
             self._again.append(partial(self._send_letter, output))
         else:
-            self._failure = error
+            self._fail(error, message)
+
+    def _fail(self, error: KafkaError, message: Message | None) -> None:
+        self._failure = f"an answer could not be delivered: {error.str()}"
+        if message is not None and error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            self._failure = right_missing(f"WRITE on topic {message.topic()}")
 
     def _produce(self, record: Record, report: Report) -> None:
         while True:

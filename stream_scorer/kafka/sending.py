@@ -74,7 +74,7 @@ class RequestSender:
         self._settings = settings
         topics = Topics(settings)
         topics.wait_for_broker(_CONNECT_TIMEOUT)
-        topics.ensure()
+        topics.ensure_for_caller()
         replies = settings.topics.replies
         trouble = BrokerTrouble()
         try:
@@ -88,7 +88,7 @@ class RequestSender:
                 }
             )
         except (KafkaException, ValueError, TypeError) as error:
-            raise wrong_property(error) from None
+            raise wrong_property(error, settings.kafka) from None
         # Explicit offsets: an answer that comes before the first fetch is not missed.
         self._consumer.assign(
             [

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import (
+    AclOperation,
     AdminClient,
     ConfigResource,
     NewTopic,
@@ -19,11 +26,12 @@ from stream_scorer.errors import OperationError
 from stream_scorer.kafka.clients import (
     DEAD_LETTER_ROOM,
     DEFAULT_RECORD_BYTES,
-    BrokerTrouble,
+    REPEAT_AFTER,
     client_properties,
     record_bytes,
     wrong_property,
 )
+from stream_scorer.kafka.refusals import in_words, is_refusal, right_missing, wants_tls
 
 _log = logging.getLogger(__name__)
 
@@ -40,14 +48,17 @@ _NO_LEADER_YET = frozenset(
 _ATTEMPT = 2.0
 _REQUEST_TIMEOUT = 10.0
 _PAUSE = 0.1
+_REFUSED_FOR = 3.0
+"""Seconds after which a broker that does not let us in is not asked again: one that is starting may
+know its users and certificates a little later than it listens."""
 
 
 class BrokerUnreachable(OperationError):
-    """No broker answered in time; the text names the address and the reason."""
+    """No broker answered in time, or let us in; the text names the address and the reason."""
 
 
 class TopicError(OperationError):
-    """A topic is missing, cannot be created or is not fit for requests."""
+    """A topic is missing, cannot be created, is not ours to use or not fit for requests."""
 
 
 def end_offset(consumer: Consumer, topic: str, partition: int) -> int:
@@ -78,74 +89,112 @@ class Topics:
 
     Args:
         settings: the settings.
-        trouble: told what goes wrong; one for several in a row, so that none tells it anew.
         patience: seconds that one request may take.
 
     Raises:
         ConfigError: librdkafka refuses a property.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        trouble: BrokerTrouble | None = None,
-        patience: float = _REQUEST_TIMEOUT,
-    ) -> None:
+    def __init__(self, settings: Settings, patience: float = _REQUEST_TIMEOUT) -> None:
         self._settings = settings
         self._patience = patience
-        self._trouble = trouble or BrokerTrouble()
+        self._trouble: KafkaError | None = None
         self._partitions: dict[str, int] = {}
         self.largest_request = DEFAULT_RECORD_BYTES
         """The largest record that the requests topic takes, in bytes; known after ``ensure``."""
         try:
             self._admin = AdminClient(
-                client_properties(settings.kafka) | {"error_cb": self._trouble}
+                client_properties(settings.kafka) | {"error_cb": self._on_error}
             )
         except (KafkaException, ValueError, TypeError) as error:
-            raise wrong_property(error) from None
+            raise wrong_property(error, settings.kafka) from None
 
     def wait_for_broker(self, timeout: float, stopping: Callable[[], bool] = lambda: False) -> None:
         """Try until a broker answers.
 
         Args:
-            timeout: seconds to go on trying.
+            timeout: seconds to go on trying; no more than ``_REFUSED_FOR`` where a broker does not
+                let us in.
             stopping: asked between tries; true ends the wait.
 
         Raises:
-            BrokerUnreachable: none answered, or ``stopping`` said so.
+            BrokerUnreachable: none answered or let us in, or ``stopping`` said so.
         """
-        deadline = time.monotonic() + timeout
+        kafka = self._settings.kafka
+        began = time.monotonic()
+        deadline = began + timeout
+        log_at = began + _ATTEMPT
+        refused_until: float | None = None
+        self._trouble = None
         while True:
+            refusal = None
             try:
-                found = self._admin.list_topics(timeout=min(_ATTEMPT, max(0.1, timeout)))
+                left = min(deadline, refused_until or deadline) - time.monotonic()
+                found = self._admin.list_topics(timeout=min(_ATTEMPT, max(0.1, left)))
                 if found.brokers:
                     return
                 reason = "its cluster has no brokers"  # as one that hung says when it comes back
                 time.sleep(_PAUSE)
             except KafkaException as error:
                 self._admin.poll(0)
-                reason = self._trouble.reason or error.args[0].str()
-            if stopping() or time.monotonic() >= deadline:
-                raise BrokerUnreachable(
-                    f"cannot reach Kafka at {self._settings.kafka.bootstrap}: {reason}"
-                )
+                trouble = self._trouble or error.args[0]
+                reason = trouble.str()
+                if is_refusal(trouble):
+                    refusal = in_words(trouble, kafka)
+                elif trouble.code() == KafkaError._ALL_BROKERS_DOWN:
+                    # Connections were closed without a reason.
+                    refusal = wants_tls(kafka)
+            told = refusal or f"cannot reach Kafka at {kafka.bootstrap}: {reason}"
+            now = time.monotonic()
+            refused_until = (refused_until or now + _REFUSED_FOR) if refusal else None
+            if stopping() or now >= min(deadline, refused_until or deadline):
+                raise BrokerUnreachable(told)
+            if refusal is None and now >= log_at:
+                log_at = now + REPEAT_AFTER
+                _log.warning("%s; trying again", told)
 
     def ensure(self) -> None:
-        """Create the four topics where they are missing, if ``topics.create`` allows it.
+        """See that a worker can use its four topics.
+
+        What is missing is created, if ``topics.create`` allows it.
 
         Raises:
-            TopicError: one is missing and cannot be created, or the requests are compacted.
+            TopicError: one is missing and cannot be created, is compacted, or a right is missing.
         """
         topics = self._settings.topics
-        names = [topics.requests, topics.results, topics.replies, topics.dead_letters]
-        missing = [name for name in names if self.look_up(name) == 0]
-        if missing and not topics.create:
-            raise TopicError(f"topics missing (topics.create is false): {', '.join(missing)}")
-        self._create(missing)
-        self._check(names)
+        written = (topics.results, topics.replies, topics.dead_letters)
+        self._ensure(
+            {topics.requests: AclOperation.READ, **dict.fromkeys(written, AclOperation.WRITE)}
+        )
+
+    def ensure_for_caller(self) -> None:
+        """The same for who sends requests and reads replies, and uses no other topic.
+
+        Raises:
+            TopicError: as for ``ensure``.
+        """
+        topics = self._settings.topics
+        self._ensure({topics.requests: AclOperation.WRITE, topics.replies: AclOperation.READ})
 
     def look_up(self, topic: str) -> int:
-        """Ask the broker how many partitions a topic has; 0 where it is not there."""
+        """Ask the broker how many partitions a topic has; 0 where it is not there, or not ours."""
+        return self._count(topic) or 0
+
+    def _ensure(self, rights: Mapping[str, AclOperation]) -> None:
+        counts = {name: self._count(name) for name in rights}
+        if refused := [name for name, count in counts.items() if count is None]:
+            raise _rights_missing({name: rights[name] for name in refused})
+        missing = [name for name, count in counts.items() if count == 0]
+        if missing and not self._settings.topics.create:
+            raise TopicError(f"topics missing (topics.create is false): {', '.join(missing)}")
+        self._create(missing)
+        cluster = self._admin.list_topics(timeout=self._patience).cluster_id
+        if not str(cluster).startswith(MOCK_CLUSTER):
+            self._check_rights(rights)
+            self._check([*rights])
+
+    def _count(self, topic: str) -> int | None:
+        """As ``look_up``, but ``None`` where we may not know whether the topic is there."""
         try:
             metadata = self._admin.list_topics(topic, timeout=self._patience)
         except KafkaException as error:
@@ -156,11 +205,18 @@ class Topics:
             self._partitions[topic] = count
         else:
             self._partitions.pop(topic, None)
-        return count
+        if found is None or found.error is None:
+            return count
+        return None if found.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else count
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic had at the last look."""
         return self._partitions.get(topic, 0)
+
+    def _on_error(self, error: KafkaError) -> None:
+        # That all brokers are down says less than why one was.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or self._trouble is None:
+            self._trouble = error
 
     def _create(self, missing: list[str]) -> None:
         topics = self._settings.topics
@@ -187,10 +243,11 @@ class Topics:
                 _log.info("created topic %s with %d partitions", name, topics.partitions)
             except KafkaException as error:
                 # Another process may have been quicker.
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise TopicError(
-                        f"topic {name} cannot be created: {error.args[0].str()}"
-                    ) from None
+                if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                    continue
+                if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    raise _rights_missing(dict.fromkeys(missing, AclOperation.CREATE)) from None
+                raise TopicError(f"topic {name} cannot be created: {error.args[0].str()}") from None
         self._await(missing)
 
     def _await(self, names: list[str]) -> None:
@@ -202,7 +259,27 @@ class Topics:
                     raise TopicError(f"topic {name} was created but does not appear")
                 time.sleep(0.05)
 
-    def _check(self, names: list[str]) -> None:
+    def _check_rights(self, rights: Mapping[str, AclOperation]) -> None:
+        # Otherwise the lack of one is found when the first request comes.
+        described = self._admin.describe_topics(
+            TopicCollection([*rights]),
+            include_authorized_operations=True,
+            request_timeout=self._patience,
+        )
+        missing = {}
+        for name, future in described.items():
+            try:
+                allowed = future.result().authorized_operations
+            except KafkaException as error:
+                _log.debug("the rights on topic %s are not known: %s", name, error)
+                continue
+            # None from brokers that do not tell.
+            if allowed is not None and rights[name] not in allowed:
+                missing[name] = rights[name]
+        if missing:
+            raise _rights_missing(missing)
+
+    def _check(self, names: Sequence[str]) -> None:
         for name, config in self._describe(names).items():
             if "compact" in config.get("cleanup.policy", ""):
                 raise TopicError(
@@ -212,10 +289,7 @@ class Topics:
             if name == self._settings.topics.requests and "max.message.bytes" in config:
                 self.largest_request = int(config["max.message.bytes"])
 
-    def _describe(self, names: list[str]) -> dict[str, dict[str, str]]:
-        cluster = self._admin.list_topics(timeout=self._patience).cluster_id
-        if str(cluster).startswith(MOCK_CLUSTER):
-            return {}
+    def _describe(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
         described = self._admin.describe_configs(resources, request_timeout=self._patience)
         configs = {}
@@ -230,3 +304,9 @@ class Topics:
                 name: entry.value for name, entry in entries.items() if entry.value is not None
             }
         return configs
+
+
+def _rights_missing(rights: Mapping[str, AclOperation]) -> TopicError:
+    return TopicError(
+        right_missing(*(f"{operation.name} on topic {name}" for name, operation in rights.items()))
+    )

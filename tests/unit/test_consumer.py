@@ -393,8 +393,6 @@ def test_a_fatal_error_beside_a_rebalance_ends_it_too(rig: Rig) -> None:
     ("code", "level"),
     [
         (KafkaError.UNKNOWN_TOPIC_OR_PART, "ERROR"),
-        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "ERROR"),
-        (KafkaError.GROUP_AUTHORIZATION_FAILED, "ERROR"),
         (KafkaError._MAX_POLL_EXCEEDED, "WARNING"),
         (KafkaError._AUTO_OFFSET_RESET, "WARNING"),
         (KafkaError._TRANSPORT, "WARNING"),
@@ -410,6 +408,20 @@ def test_other_errors_are_told_and_reading_goes_on(
     assert places(rig.consumer.take(0.1)) == [(0, 5), (0, 6)]
     told = [record.levelname for record in caplog.records if "what happened" in record.message]
     assert told == ([] if level is None else [level])
+
+
+@pytest.mark.parametrize(
+    ("code", "right"),
+    [
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "READ on topic score-requests"),
+        (KafkaError.GROUP_AUTHORIZATION_FAILED, "READ on group stream-scorer"),
+    ],
+)
+def test_a_right_that_is_missing_ends_the_worker(rig: Rig, code: int, right: str) -> None:
+    """The client tells of it once, and then gives nothing."""
+    rig.client.feed(error_message(KafkaError(code, "what happened"), partition=0))
+    with pytest.raises(ConsumerFailed, match=right):
+        rig.consumer.take(0.1)
 
 
 def test_a_commit_names_the_next_offsets_to_read(rig: Rig) -> None:

@@ -335,8 +335,14 @@ def test_the_first_call_waits_for_the_broker(rig: Rig) -> None:
 
 
 def test_without_transactions_there_is_no_start(rig: Rig) -> None:
-    rig.fail("init", fatal(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED))
+    rig.fail("init", fatal(KafkaError.UNSUPPORTED_VERSION))
     with pytest.raises(DeliveryFailed, match="no transactions"):
+        rig.delivery()
+
+
+def test_without_the_right_to_its_transactions_there_is_no_start(rig: Rig) -> None:
+    rig.fail("init", fatal(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED))
+    with pytest.raises(DeliveryFailed, match="WRITE on transactional id stream-scorer-"):
         rig.delivery()
 
 
@@ -530,10 +536,18 @@ def test_an_address_that_is_gone_gets_its_problem_on_the_results(rig: Rig) -> No
 def test_what_cannot_be_mended_is_read_again(rig: Rig) -> None:
     """The results topic itself is refused: no problem can be sent there either."""
     delivery = rig.delivery()
-    rig.outcome = lambda _: KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    rig.outcome = lambda _: KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
     deliver(delivery, *scored((0, 3)))
     assert rig.answers() == []
     assert rig.consumer.rewound == [{0: 3}]
+
+
+def test_without_the_right_to_answer_it_is_not_read_again_without_end(rig: Rig) -> None:
+    delivery = rig.delivery()
+    rig.outcome = lambda _: KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    with pytest.raises(DeliveryFailed, match="WRITE on topic score-results"):
+        deliver(delivery, *scored((0, 3)))
+    assert rig.answers() == []
 
 
 def test_after_a_failure_among_halves_all_that_is_left_is_read_again(

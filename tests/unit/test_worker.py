@@ -817,6 +817,23 @@ def test_the_ready_file_is_there_while_partitions_can_be_scored(
     assert [*seen, path.exists()] == [False, True, False]
 
 
+def test_the_ready_file_goes_while_the_group_goes_on_without_the_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "ready"
+    rig = Rig(monkeypatch, worker={"ready_file": str(path)})
+    seen: list[bool] = []
+
+    def look() -> None:
+        seen.append(path.exists())
+
+    rig.consumer.feed(lambda: rig.consumer.assign_now(0), look)
+    rig.consumer.feed(lambda: rig.consumer.lose_now(0), look)
+    rig.consumer.feed(lambda: rig.consumer.assign_now(), look, rig.worker.stop)
+    rig.worker.run()
+    assert seen == [True, False, True]
+
+
 # Everything at once.
 
 
