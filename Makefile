@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help run sample test check lint format lock e2e faults long soak bench clean
+.PHONY: help run sample test check lint format lock e2e faults long soak bench scale clean
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -56,6 +56,10 @@ soak: $(VENV)/.dev ## Kill workers and the broker for half an hour, and write do
 
 bench: $(VENV)/.dev ## Measure beside a bare loop and other projects, an hour or so; see benchmarks/
 	$(BIN)/python -m benchmarks
+
+scale: $(VENV)/.dev ## Measure more workers and partitions, 25 minutes, and fill in docs/scale.md
+	$(BIN)/python -m benchmarks.scale run
+	$(BIN)/python -m benchmarks.scale render
 
 # The oldest Python decides, since newer ones take what it takes. Both builds of TensorFlow are
 # asked for, so that the pins serve the platforms that take the other one.

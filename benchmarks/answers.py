@@ -127,7 +127,7 @@ def read_answers(bootstrap: str, topic: str, partitions: int) -> Iterator[Answer
                 raise RunFailed(f"topic {topic} cannot be read to its end")
             error = message.error()
             if error is None:
-                yield _answer(message)
+                yield answer_of(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 at_end.add(message.partition())
             else:
@@ -136,7 +136,8 @@ def read_answers(bootstrap: str, topic: str, partitions: int) -> Iterator[Answer
         consumer.close()
 
 
-def _answer(message: Message) -> Answer:
+def answer_of(message: Message) -> Answer:
+    """What a record of the results topic says."""
     headers = {name: value or b"" for name, value in cast(_Headers, message.headers() or ())}
     # Of a contender that has no such header the key comes back.
     correlation = headers.get("correlation-id") or _bytes(message.key())

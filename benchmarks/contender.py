@@ -45,6 +45,8 @@ class Contender:
         workload: what it is asked, where that is not what the others are asked.
         live: whether it is asked only once it is ready: it takes nothing from before, or all its
             processes have to be there.
+        members: of a contender in many processes, how many join its group; its requests are there
+            before it, and can be read once all of them have their partitions. 0: not so.
         share: which part of the requests it gets; less for a slow one.
     """
 
@@ -52,6 +54,7 @@ class Contender:
     command: Callable[[Job, Path], Command]
     workload: Callable[[], Workload] | None = None
     live: bool = False
+    members: int = 0
     share: float = 1.0
 
 

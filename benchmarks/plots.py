@@ -31,7 +31,7 @@ def throughput_by_batch_size(rows: Sequence[Row], path: Path) -> None:
     for row in rows:
         if row.case == BATCH_SIZE:
             lines.setdefault(row.contender, []).append((_number(row.variant), row.rate))
-    _draw(lines, path, "requests given to the model at once", "requests/s", {})
+    draw(lines, path, "requests given to the model at once", "requests/s", {})
 
 
 def latency_by_callers(rows: Sequence[Row], path: Path) -> None:
@@ -49,10 +49,10 @@ def latency_by_callers(rows: Sequence[Row], path: Path) -> None:
                     line = lines.setdefault(f"{row.contender} p{percentile}", [])
                     line.append((_number(row.variant), row.latencies_ms[percentile]))
     dotted = {name: ":" for name in lines if name.endswith("p99")}
-    _draw(lines, path, "callers", "ms", dotted, logarithmic=True)
+    draw(lines, path, "callers", "ms", dotted, logarithmic=True)
 
 
-def _draw(
+def draw(
     lines: dict[str, list[tuple[int, float]]],
     path: Path,
     x: str,
@@ -61,6 +61,16 @@ def _draw(
     *,
     logarithmic: bool = False,
 ) -> None:
+    """Draw lines of points into a PNG, nothing where there are none.
+
+    Args:
+        lines: points by the line's name; ``NAME p99`` has the colour of ``NAME``.
+        path: of the picture.
+        x: what is along.
+        y: what is up.
+        styles: matplotlib's, by the line's name, where it is not a solid one.
+        logarithmic: whether what is up is.
+    """
     if not lines:
         return
     # Figures alone, without pyplot: no display is asked for.

@@ -72,6 +72,17 @@ class ContenderProcess:
                     raise RunFailed(f"{self._name} is not ready\n{self.log}") from None
             self.wait(LOOK_EVERY)
 
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+    def children(self) -> list[int]:
+        """The processes that it has started and that run."""
+        pid = self._process.pid
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        return [int(child) for child in listed.split()]
+
     def stop(self) -> None:
         """End it: as its users would, or else by force."""
         self._process.terminate()

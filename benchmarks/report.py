@@ -28,6 +28,7 @@ _Name = TypeVar("_Name", str, tuple[str, str])
 
 _WORDS: Final = frozenset(
     {"case", "variant", "contender", "compared with", "figure", "unit", "target", "met"}
+    | {"model", "delivery", "protocol", "change", "replaced"}
 )
 
 
@@ -91,7 +92,7 @@ def ratio(ours: Iterable[Measurement], theirs: Iterable[Measurement]) -> float |
 
 def table(rows: Iterable[Row]) -> str:
     """The rows as Markdown."""
-    return _markdown(_HEAD, map(_cells, rows))
+    return markdown(_HEAD, map(_cells, rows))
 
 
 def comparisons(measurements: Sequence[Measurement]) -> str:
@@ -105,7 +106,7 @@ def comparisons(measurements: Sequence[Measurement]) -> str:
         if (other_case, other_variant) == (case, variant) and theirs != ours
         if (compared := ratio(items, others)) is not None
     ]
-    return _markdown(("case", "variant", "contender", "compared with", "times as fast"), lines)
+    return markdown(("case", "variant", "contender", "compared with", "times as fast"), lines)
 
 
 def figures_table(figures: Iterable[Figure]) -> str:
@@ -122,10 +123,10 @@ def figures_table(figures: Iterable[Figure]) -> str:
         ]
         for item in figures
     ]
-    return _markdown(("figure", "value", "unit", "target", "met"), lines) if lines else ""
+    return markdown(("figure", "value", "unit", "target", "met"), lines) if lines else ""
 
 
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table with its columns aligned, for terminals: words to the left, figures to the right."""
     cells = [head, *lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

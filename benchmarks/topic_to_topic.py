@@ -14,10 +14,11 @@ from typing import Final
 from benchmarks.answers import read_answers, verify
 from benchmarks.case import Context, RunFailed
 from benchmarks.contender import Contender
+from benchmarks.groups import Group
 from benchmarks.job import Job
 from benchmarks.measure import Measurement, Usage, usage
 from benchmarks.process import LOOK_EVERY, START_TIMEOUT, ContenderProcess
-from benchmarks.topics import Ends, RequestProducer, topic
+from benchmarks.topics import Ends, RequestProducer, held_backlog, topic
 from benchmarks.workload import Workload
 
 _STALL_TIMEOUT: Final = 60.0
@@ -80,6 +81,8 @@ class TopicToTopic:
                 count = max(1, int(requests * contender.share))
                 make = contender.workload or variant.workload
                 run = _Run(context, contender, workload_of(make), count, variant.partitions)
+                if contender.members:
+                    return run.measure_held()
                 if contender.live:
                     return run.measure_live()
                 return run.measure(backlog_of(make, count, variant.partitions))
@@ -140,6 +143,23 @@ class _Run:
                 producer.produce(requests, self.workload, self.count, self.partitions)
                 spent = self._watch(process, results, before, start)
             return self._result(results, spent, began)
+
+    def measure_held(self) -> _Result:
+        """Let it work off a topic of requests, once all its processes have their partitions."""
+        bootstrap = self.context.bootstrap
+        with (
+            topic(bootstrap, self.partitions) as requests,
+            topic(bootstrap, self.partitions) as results,
+            held_backlog(
+                bootstrap, requests, self.workload, self.count, self.partitions
+            ) as release,
+        ):
+            with self._started(requests, results) as process:
+                group = Group(bootstrap, results, self.partitions)
+                group.wait_shared(self.contender.members, process.wait, START_TIMEOUT)
+                release()
+                spent = self._watch(process, results)
+            return self._result(results, spent)
 
     @contextmanager
     def _started(self, requests: str, results: str) -> Iterator[ContenderProcess]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
-from benchmarks.clients import PRODUCER
+from benchmarks.clients import PRODUCER, Properties
 from benchmarks.workload import Workload
 
 _TIMEOUT: Final = 30.0
 _SILENT: Final = 0
 _LARGEST: Final = 1_200_000
+_HELD_FOR: Final = 600_000
 
 WARM_UP: Final = b"warm-up"
 """The correlation of a request that is not part of the run."""
@@ -55,25 +56,44 @@ def _wait_until_usable(bootstrap: str, name: str, partitions: int) -> None:
 
 
 class RequestProducer:
-    """Asks: produces a workload's requests, each with its number as the correlation."""
+    """Asks: produces a workload's requests, each with its number as the correlation.
 
-    def __init__(self, bootstrap: str) -> None:
+    Args:
+        bootstrap: the broker.
+        properties: of the client, beside the usual ones.
+    """
+
+    def __init__(self, bootstrap: str, properties: Properties | None = None) -> None:
         self._producer = Producer(
             {**PRODUCER, "bootstrap.servers": bootstrap, "message.max.bytes": _LARGEST}
             | {"log_level": _SILENT, "delivery.report.only.error": True, "on_delivery": _raise}
+            | (properties or {})
         )
 
     def produce(self, topic: str, workload: Workload, count: int, partitions: int) -> None:
         """Produce ``count`` requests, spread evenly, and wait until they are acknowledged."""
         for number in range(count):
-            correlation = b"%d" % number
-            self._send(topic, workload, workload.payload(number), correlation, number % partitions)
-        self._flush()
+            self.send(topic, workload, number, partitions)
+        self.flush()
+
+    def send(self, topic: str, workload: Workload, number: int, partitions: int) -> None:
+        """Produce one request; waits only where the client's queue is full."""
+        correlation = b"%d" % number
+        self._send(topic, workload, workload.payload(number), correlation, number % partitions)
 
     def warm_up(self, topic: str, workload: Workload) -> None:
         """Produce one request that is not part of the run."""
         self._send(topic, workload, workload.payload(0), WARM_UP, 0)
-        self._flush()
+        self.flush()
+
+    def hold(self) -> None:
+        """Keep what is produced from now on out of sight, until ``release``."""
+        self._producer.init_transactions(_TIMEOUT)
+        self._producer.begin_transaction()
+
+    def release(self) -> None:
+        """Let everything that is held be seen at once."""
+        self._producer.commit_transaction(_TIMEOUT)
 
     def _send(
         self, topic: str, workload: Workload, payload: bytes, correlation: bytes, partition: int
@@ -92,9 +112,26 @@ class RequestProducer:
             else:
                 return
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Wait until all is acknowledged."""
         if self._producer.flush(_TIMEOUT):
             raise TimeoutError("the requests cannot be delivered")
+
+
+@contextmanager
+def held_backlog(
+    bootstrap: str, topic: str, workload: Workload, count: int, partitions: int
+) -> Iterator[Callable[[], None]]:
+    """Requests that nobody can read before what this gives is called.
+
+    They are in a transaction that is open until then. So whoever works them off can be complete
+    before the first one, and has the machine for itself from then on.
+    """
+    properties: Properties = {"transactional.id": topic, "transaction.timeout.ms": _HELD_FOR}
+    producer = RequestProducer(bootstrap, properties)
+    producer.hold()
+    producer.produce(topic, workload, count, partitions)
+    yield producer.release
 
 
 class Ends:

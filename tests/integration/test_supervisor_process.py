@@ -39,11 +39,16 @@ def sends(count: int, start: int = 0) -> list[Send]:
     return [Send(str(n).encode(), partition=n % PARTITIONS) for n in range(start, start + count)]
 
 
-def supervised(bootstrap: str, names: dict[str, str], group: str, **worker: Any) -> dict[str, str]:
+def supervised(
+    bootstrap: str, names: dict[str, str], group: str, protocol: str = "classic", **worker: Any
+) -> dict[str, str]:
+    # Of the newer protocol, session and heartbeats are the broker's.
+    newer = {"kafka": {"consumer": {"group.protocol": protocol}}}
     return environment_for(
         bootstrap,
         names,
         worker={"group": group, "instance_id": group, "processes": 3, "max_turn": 50, **worker},
+        **(newer if protocol == "consumer" else {}),
     )
 
 
@@ -100,10 +105,16 @@ def test_one_that_is_killed_is_started_again_and_nothing_is_lost(
     assert {record.partition for record in records} == set(range(PARTITIONS))
 
 
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_a_drain_answers_nothing_twice(
-    real_kafka: str, names: dict[str, str], unique_group: str, conf: str, tmp_path: Path
+    real_kafka: str,
+    names: dict[str, str],
+    unique_group: str,
+    conf: str,
+    tmp_path: Path,
+    protocol: str,
 ) -> None:
-    environment = supervised(real_kafka, names, unique_group)
+    environment = supervised(real_kafka, names, unique_group, protocol=protocol)
     requests = sends(5000)
     RequestProducer(real_kafka, names["requests"]).send(*requests)
     with RecordReader(real_kafka, names["results"]) as reader:

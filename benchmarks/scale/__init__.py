@@ -1,0 +1,1 @@
+"""What more workers and partitions bring, and what it costs when workers come and go."""
