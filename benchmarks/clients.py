@@ -12,7 +12,7 @@ COMMIT_INTERVAL: Final = 0.1
 CONSUMER: Final[Properties] = {
     "auto.offset.reset": "earliest",
     "session.timeout.ms": 10_000,
-    "heartbeat.interval.ms": 2_000,
+    "heartbeat.interval.ms": 500,
     "queued.max.messages.kbytes": 16 * 1024,
     "fetch.max.bytes": 16 * 1024 * 1024,
     "fetch.wait.max.ms": 10,

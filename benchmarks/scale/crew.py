@@ -68,7 +68,7 @@ class Mode:
 
 MODES: Final = (
     Mode("at_least_once", "classic"),
-    Mode("at_least_once", "classic", heartbeat_ms=500),
+    Mode("at_least_once", "classic", heartbeat_ms=2000),
     Mode("at_least_once", "consumer"),
     Mode("exactly_once", "classic"),
     Mode("exactly_once", "consumer"),
