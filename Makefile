@@ -42,7 +42,7 @@ format: $(VENV)/.dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-e2e: $(VENV)/.dev ## Score through docker compose
+e2e: $(VENV)/.dev ## Docker: compose, its profiles, build-image; a quarter of an hour
 	$(BIN)/pytest -m e2e tests/e2e
 
 faults: $(VENV)/.dev ## Kill and pause workers and brokers, some minutes, and check the checker
