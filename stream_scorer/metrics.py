@@ -75,6 +75,9 @@ class Metrics:
         self.lag = gauge("lag", "Requests behind the end of the owned partitions.").labels(label)
         self.paused = gauge("paused", "Partitions paused while a turn is scored.").labels(label)
         self.assigned = gauge("assigned", "Partitions owned.").labels(label)
+        for each in (self.in_flight, self.lag, self.paused, self.assigned):
+            # A process that died in this slot has left its own.
+            each.set(0)
         self.commits = counter("commits_total", "Commits made.").labels(label)
         self.aborts = counter("aborts_total", "Transactions that were not committed.").labels(label)
         self.renewals = counter(

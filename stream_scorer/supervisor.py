@@ -71,12 +71,12 @@ class Supervisor:
             folder = Path(name)
             os.environ[metrics.MULTIPROCESS] = str(folder)
             slots = [_Slot(n, folder / f"ready-{n}") for n in range(worker.processes)]
+            pulses = Pulses([slot.ready_file for slot in slots])
             server = None
             if worker.metrics_port:
-                pulses = Pulses([slot.ready_file for slot in slots])
                 server = serve(worker.metrics_host, worker.metrics_port, pulses, metrics.all_slots)
             try:
-                return self._watch(slots)
+                return self._watch(slots, pulses)
             finally:
                 self._end(slots)
                 self._announce(ready=False)
@@ -84,7 +84,7 @@ class Supervisor:
                     server.shutdown()
                     server.server_close()
 
-    def _watch(self, slots: Sequence[_Slot]) -> int:
+    def _watch(self, slots: Sequence[_Slot], pulses: Pulses) -> int:
         while not self._stopping:
             for slot in slots:
                 if slot.process is None:
@@ -99,7 +99,7 @@ class Supervisor:
                     _log.error("worker %d cannot start (%s)", slot.number, _ending(code))
                     return code if code > 0 else 1
                 self._bury(slot, code)
-            self._announce(ready=all(slot.ready_file.exists() for slot in slots))
+            self._announce(ready=pulses.ready() and pulses.alive())
             time.sleep(TICK)
         return 0
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import Final
 
 from benchmarks.case import Context, RunFailed
@@ -61,7 +62,8 @@ def _loss(context: Context, mode: Mode, workload: Workload, replaced: bool, numb
         workers=WORKERS,
         seconds=max(again.values()),
         pauses_ms=[1000 * each for each in pauses(load.seen, killed, ended).values()],
-        longest_ms=1000 * max(latencies(load.sent, load.seen, killed, ended)),
+        # What was lost has none; it is counted.
+        longest_ms=1000 * max(filter(isfinite, latencies(load.sent, load.seen, killed, ended))),
         requests=len(load.sent),
         lost=lost,
         doubled=load.doubled,

@@ -98,8 +98,9 @@ def _work(settings: Settings, supervised: bool) -> None:
             lambda: metrics.registry,
         )
     topics = Topics(settings)
-    loaded = load_scorer(settings, metrics)
+    # Before the model, which may take minutes: a wrong password is told at once.
     topics.wait_for_broker(settings.worker.startup_timeout)
+    loaded = load_scorer(settings, metrics)
     topics.ensure()
     # What is loaded stays, and the objects of a turn, tens of thousands, stay until its end: to
     # look through them for garbage every few hundred finds nothing (docs/performance.md).

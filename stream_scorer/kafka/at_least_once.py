@@ -52,10 +52,13 @@ class AtLeastOnce:
         self._committed_at = 0.0
 
     def commit_beginnings(self, first: dict[int, int]) -> None:
-        """Commit where partitions are read from of which nothing is committed yet."""
-        # One consumer's commits arrive in their order: this one before those of what is answered.
-        self._consumer.commit(first)
-        self.counts.commits += 1
+        """Commit, when next that is done, where partitions are read from that nothing is known of.
+
+        Args:
+            first: their first offsets.
+        """
+        for partition, offset in first.items():
+            self._published.setdefault(partition, offset)
 
     def deliver(self, turn: Turn, answers: Sequence[Answer]) -> None:
         """Queue a turn's answers, once those before are committed where that is due.

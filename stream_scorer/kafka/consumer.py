@@ -26,7 +26,8 @@ STATISTICS_EVERY: Final = 5.0
 
 _COMMITTED_TIMEOUT: Final = 30.0
 
-_BEGINNINGS_TIMEOUT: Final = 5.0
+_BEGINNINGS_TIMEOUT: Final = 2.0
+_BEGINNINGS_PAUSE: Final = 5.0
 
 LEAVE_TIME: Final = 1.0
 """Seconds for a last word to the broker, though all the time there was is used up."""
@@ -88,8 +89,11 @@ class RequestConsumer:
         self._paused: set[int] = set()
         # A partition that goes while it is paused is paused still when it comes back.
         self._to_resume: set[int] = set()
-        # Partitions that came, of which it was not asked yet whether anything is committed.
+        # Partitions that came, of which it was not asked yet whether anything is committed; and
+        # those of which it was, and is to be again.
         self._came: set[int] = set()
+        self._unknown: set[int] = set()
+        self._ask_again_at = 0.0
         # What the client would give next; its own position() knows nothing of a seek.
         self._next: dict[int, int] = {}
         self._held: list[Message] = []
@@ -107,7 +111,11 @@ class RequestConsumer:
             "statistics.interval.ms": int(STATISTICS_EVERY * 1000),
             "stats_cb": self._on_statistics,
         }
-        if str(properties.get("group.protocol", "classic")).lower() == "classic":
+        classic = str(properties.get("group.protocol", "classic")).lower() == "classic"
+        # In the newer protocol nothing tells a member of an assignment that is empty from the
+        # start (librdkafka 2.16.1), though it belongs to its group as any other.
+        self._told_of_membership = classic
+        if classic:
             # Exactly once, everything is given up at a rebalance. Otherwise a static member that
             # slept through its session may come back, with a generation that the coordinator takes,
             # before it tells us that its partitions were another's; and one that dies between the
@@ -249,11 +257,14 @@ class RequestConsumer:
         delivery of what was taken: nothing of a partition that came can have been committed then
         but by its owners before us, and they cannot any more.
 
-        Told once for each time that a partition comes. If the broker does not answer there is none:
-        the first commit of what is answered does as well.
+        Told once for each time that a partition comes, or later where the broker does not answer.
         """
         came = self._came & self._epochs.keys()
         self._came.clear()
+        if monotonic() >= self._ask_again_at:
+            # Of what was read meanwhile the answers are committed, or about to be.
+            came |= (self._unknown & self._epochs.keys()) - self._next.keys()
+            self._unknown.clear()
         first: dict[int, int] = {}
         if not came:
             return first
@@ -268,7 +279,13 @@ class RequestConsumer:
                     first[place.partition] = ends[0]
         except KafkaException as error:
             _log.info("where partitions begin is not known: %s", error.args[0].str())
+            self.ask_again(came - first.keys())
         return first
+
+    def ask_again(self, partitions: Iterable[int]) -> None:
+        """Let ``beginnings`` tell of partitions once more, as long as nothing is read of them."""
+        self._unknown.update(partitions)
+        self._ask_again_at = monotonic() + _BEGINNINGS_PAUSE
 
     def group_metadata(self) -> object:
         """Who we are in the group as it is now, for offsets in a transaction."""
@@ -390,17 +407,30 @@ class RequestConsumer:
             _log.info("commit failed: %s", error.str())
 
     def _on_statistics(self, text: str) -> None:
-        topic = orjson.loads(text)["topics"].get(self._settings.topics.requests, {})
+        statistics = orjson.loads(text)
+        topic = statistics["topics"].get(self._settings.topics.requests, {})
         partitions = topic.get("partitions", {})
-        ours = [partitions.get(str(number), {}) for number in self._epochs]
-        # -1 as long as it is not known.
-        self.lag = sum(max(0, partition.get("consumer_lag", 0)) for partition in ours)
+        self.lag = sum(
+            self._behind(number, partitions.get(str(number), {})) for number in self._epochs
+        )
+        group_found = statistics.get("cgrp", {}).get("state") == "up"
+        if group_found and not self._told_of_membership and not self._epochs:
+            self._told_of_membership = True
+            self._listener.assigned([])
+
+    def _behind(self, number: int, partition: dict[str, int]) -> int:
+        # Not its consumer_lag, which knows nothing of offsets that a transaction committed.
+        # Numbers below 0 mean that they are not known.
+        places = (partition.get("committed_offset", -1), partition.get("lo_offset", -1))
+        begin = self._next.get(number, max(places))
+        return max(0, partition.get("hi_offset", -1) - begin) if begin >= 0 else 0
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [item.partition for item in partitions]
         self._changes += 1
         self._epochs |= dict.fromkeys(numbers, self._changes)
         self._came.update(numbers)
+        self._told_of_membership = True
         _log.info("assigned partitions %s", numbers)
         self._listener.assigned(numbers)
 
@@ -413,6 +443,7 @@ class RequestConsumer:
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [item.partition for item in partitions]
         _log.warning("lost partitions %s", numbers)
+        self._told_of_membership = False
         self._drop(numbers)
         self._listener.lost(numbers)
 

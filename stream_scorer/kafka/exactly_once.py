@@ -150,7 +150,7 @@ class ExactlyOnce:
         take its offsets back, so that a successor answered the turn again. A late transaction is
         fenced with its producer, and one of a member that lost its partitions by its generation.
 
-        Where it fails, the first turn of each partition commits as much.
+        Where it fails it is tried again, unless the first turn of a partition commits as much.
 
         Raises:
             Fenced, DeliveryFailed: as for ``deliver``.
@@ -162,6 +162,7 @@ class ExactlyOnce:
             self._finish([])
         except KafkaException as error:
             self.counts.aborts += 1
+            self._consumer.ask_again(first)
             self._recover(error.args[0])
         else:
             self.counts.commits += 1

@@ -33,12 +33,20 @@ def right_missing(*rights: str) -> str:
     return f"Kafka's ACLs do not allow {', '.join(rights)}"
 
 
+_BY_CHANCE: Final = re.compile(
+    "broker transport failure|timed out|failed to acquire sasl oauthbearer token", re.IGNORECASE
+)
+"""What interrupts an authentication, or keeps it from beginning, and says nothing of who we are."""
+
+
 def is_refusal(error: KafkaError) -> bool:
     """Whether a connection failed for who we are, or who the broker is, and not by chance."""
     if error.code() == KafkaError._TRANSPORT:
         # TLS 1.3: what the broker thinks of our certificate comes after the handshake.
         return "SSL alert" in error.str()
-    return error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL}
+    if error.code() == KafkaError._AUTHENTICATION:
+        return _BY_CHANCE.search(error.str()) is None
+    return error.code() == KafkaError._SSL
 
 
 def in_words(error: KafkaError, kafka: Kafka) -> str:
@@ -99,6 +107,8 @@ def _certificate_fault(address: str, kafka: Kafka) -> ssl.SSLCertVerificationErr
         context = ssl.create_default_context(
             cafile=str(authorities) if authorities else None, cadata=str(pem) if pem else None
         )
+        # From Python 3.13 on it asks more of a certificate than librdkafka does.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         _shake_hands(address, context)
     except ssl.SSLCertVerificationError as fault:
         return fault

@@ -273,8 +273,8 @@ class Topics:
             except KafkaException as error:
                 _log.debug("the rights on topic %s are not known: %s", name, error)
                 continue
-            # None from brokers that do not tell.
-            if allowed is not None and rights[name] not in allowed:
+            # Nothing from brokers that do not tell.
+            if allowed and rights[name] not in allowed:
                 missing[name] = rights[name]
         if missing:
             raise _rights_missing(missing)

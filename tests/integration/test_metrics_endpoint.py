@@ -90,20 +90,23 @@ class Plugin(Numbers):
 
 
 def test_a_worker_computes_in_one_thread_unless_told_otherwise(
-    conf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kafka: str,
+    names: dict[str, str],
+    conf: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    (nobody,) = free_ports(1)
     plugin = tmp_path / "plugin.py"
     plugin.write_text(PLUGIN, encoding="utf-8")
     told, *rest = THREAD_VARIABLES
     environment = {
-        **environment_for(f"127.0.0.1:{nobody}", {}, worker={"startup_timeout": 1}),
+        **environment_for(kafka, names),
         "SCORER_PLUGIN": str(plugin),
         "THREAD_VARIABLES": " ".join(THREAD_VARIABLES),
         told: "3",
     }
     with process(tmp_path / "log", "worker", "--conf", conf, environment=environment) as started:
-        assert started.wait() == 1
-        assert f"THREADS 3{' 1' * len(rest)}" in started.text
+        line = f"THREADS 3{' 1' * len(rest)}"
+        started.wait_for("threads", lambda: line in started.text)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
@@ -20,9 +21,14 @@ from tests.fakes import FakeClock, FakeConsumer, error_message, message
 
 
 class Rig:
-    """A ``RequestConsumer`` on a ``FakeConsumer`` that owns partitions 0 and 1."""
+    """A ``RequestConsumer`` on a ``FakeConsumer`` that owns partitions 0 and 1 unless said."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        assigned: Sequence[int] = (0, 1),
+        **settings: Any,
+    ) -> None:
         self.client = FakeConsumer()
         self.told: list[tuple[str, list[int]]] = []
         self.when_told: Callable[[], None] = lambda: None
@@ -41,7 +47,8 @@ class Rig:
             ),
         )
         self.consumer.subscribe()
-        self.client.assign_now(0, 1)
+        if assigned:
+            self.client.assign_now(*assigned)
         self.told.clear()
 
     def listen(self, what: str) -> Callable[[Sequence[int]], None]:
@@ -492,6 +499,64 @@ def test_a_partition_whose_committed_offset_is_not_known_has_no_beginning(
     place = SimpleNamespace(partition=0, offset=-1001, error=error)
     monkeypatch.setattr(rig.client, "committed", lambda *_: [place])
     assert rig.consumer.beginnings() == {}
+
+
+def test_where_partitions_begin_is_asked_again_of_a_broker_that_did_not_tell(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr("stream_scorer.kafka.consumer.monotonic", clock)
+    answers = rig.client.committed
+
+    def silence(*_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    monkeypatch.setattr(rig.client, "committed", silence)
+    assert rig.consumer.beginnings() == {}
+    monkeypatch.setattr(rig.client, "committed", answers)
+    assert rig.consumer.beginnings() == {}, "not at once"
+    rig.feed((0, 5))
+    rig.consumer.take(0.1)
+    clock.move(10)
+    assert rig.consumer.beginnings() == {1: 0}, "0 is committed with its answers"
+    clock.move(10)
+    assert rig.consumer.beginnings() == {}, "once"
+
+
+def test_the_lag_is_what_has_not_been_read_whoever_committed_what_was(rig: Rig) -> None:
+    """The client's own knows nothing of offsets that a transaction committed."""
+
+    def partition(**known: int) -> dict[str, int]:
+        unknown = {"hi_offset": -1001, "lo_offset": -1001, "committed_offset": -1001}
+        return {**unknown, "consumer_lag": 1000, **known}
+
+    def lag(partitions: dict[str, dict[str, int]]) -> int:
+        statistics = {"topics": {"score-requests": {"partitions": partitions}}}
+        rig.client.properties["stats_cb"](orjson.dumps(statistics).decode())
+        return rig.consumer.lag
+
+    assert lag({"0": partition(), "7": partition(hi_offset=50, lo_offset=0)}) == 0
+    assert lag({"0": partition(hi_offset=50, lo_offset=10)}) == 40
+    assert lag({"1": partition(hi_offset=50, lo_offset=10, committed_offset=45)}) == 5
+    rig.feed((0, 47))
+    rig.consumer.take(0.1)
+    assert lag({"0": partition(hi_offset=50, lo_offset=10, committed_offset=20)}) == 2
+
+
+def test_a_member_with_no_partitions_from_the_start_learns_that_it_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the newer protocol the client says nothing of an assignment that was always empty."""
+    rig = Rig(monkeypatch, assigned=(), kafka={"consumer": {"group.protocol": "consumer"}})
+
+    def tell(state: str) -> list[tuple[str, list[int]]]:
+        statistics = {"topics": {}, "cgrp": {"state": state}}
+        rig.client.properties["stats_cb"](orjson.dumps(statistics).decode())
+        return rig.told
+
+    assert tell("wait-coord") == []
+    assert tell("up") == [("assigned", [])]
+    assert tell("up") == [("assigned", [])], "once"
 
 
 def test_closing_tells_of_what_was_ours_and_leaves(rig: Rig) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -94,6 +94,7 @@ class FakeOwner:
         self._log = log
         self.owned = {0, 1, 2, 3}
         self.rewound: list[dict[int, int]] = []
+        self.to_ask_again: list[int] = []
 
     def still_owned(self, turn: Turn, partition: int) -> bool:
         self._log.append("owned?")
@@ -105,6 +106,9 @@ class FakeOwner:
 
     def rewind(self, first: dict[int, int]) -> None:
         self.rewound.append(first)
+
+    def ask_again(self, partitions: Iterable[int]) -> None:
+        self.to_ask_again += partitions
 
 
 class Rig:
@@ -239,6 +243,7 @@ def test_beginnings_that_cannot_be_committed_harm_no_turn(rig: Rig, call: str) -
     assert rig.answers() == ok((0, 5))
     assert rig.offsets()[-1] == {0: 6}
     assert rig.consumer.rewound == [], "nothing was taken back"
+    assert rig.consumer.to_ask_again == [0]
 
 
 def test_a_worker_whose_name_another_took_commits_no_beginnings(rig: Rig) -> None:

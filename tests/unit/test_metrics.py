@@ -105,3 +105,21 @@ def test_the_processes_of_all_slots_are_served_together(
     commits = [registry.get_sample_value("scorer_commits_total", {"slot": s}) for s in "01"]
     lags = [registry.get_sample_value("scorer_lag", {"slot": s}) for s in "01"]
     assert (commits, lags) == ([7, 7], [2, 7])
+
+
+def test_a_process_that_starts_has_none_of_what_its_slots_last_one_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from stream_scorer.metrics import Metrics; metrics = Metrics(0); "
+    for does in ("metrics.assigned.set(4); metrics.lag.set(9)", "pass"):
+        subprocess.run(
+            [sys.executable, "-c", code + does],
+            cwd=ROOT,
+            env={**os.environ, MULTIPROCESS: str(tmp_path)},
+            check=True,
+            timeout=60,
+        )
+    monkeypatch.setenv(MULTIPROCESS, str(tmp_path))
+    registry = all_slots()
+    found = [registry.get_sample_value(f"scorer_{n}", {"slot": "0"}) for n in ("assigned", "lag")]
+    assert found == [0, 0]

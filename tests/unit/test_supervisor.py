@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stream_scorer import metrics, supervisor
+from stream_scorer import health, metrics, supervisor
 from stream_scorer.config import Settings
 from stream_scorer.supervisor import CALM, FIRST_DELAY, LONGEST_DELAY, Supervisor
 from tests.fakes import FakeClock
@@ -225,3 +225,13 @@ def test_a_death_is_logged_with_its_reason(rig: Rig, caplog: pytest.LogCaptureFi
     caplog.set_level(logging.ERROR)
     rig.lives(1.0, 1)
     assert "worker 0 died (signal SIGKILL), again in 0.0 s" in caplog.text
+
+
+def test_a_worker_that_hangs_takes_the_ready_file_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run(NOTE + UNTIL_TERM, processes=2, ready_file=tmp_path / "ready"):
+        until((tmp_path / "ready").exists)
+        # What was ready gives no sign of life any more.
+        monkeypatch.setattr(health, "STUCK_AFTER", -1.0)
+        until(lambda: not (tmp_path / "ready").exists())

@@ -330,7 +330,18 @@ def test_a_new_group_commits_where_it_begins_before_what_it_answers(rig: Rig) ->
     rig.consumer.beginnings = {0: 5}
     rig.feed((0, 5))
     rig.step(2)
-    assert rig.consumer.commits == [{0: 5, 1: 0}, {0: 6}]
+    assert rig.consumer.commits == [{0: 5, 1: 0}, {0: 6, 1: 0}]
+
+
+def test_a_beginning_that_could_not_be_committed_is_committed_again(rig: Rig) -> None:
+    rig.consumer.positions = {}
+    rig.consumer.commit_error = KafkaError(KafkaError.REBALANCE_IN_PROGRESS)
+    rig.step()
+    assert rig.consumer.commits == [{0: 0, 1: 0}]
+    rig.consumer.commit_error = None
+    rig.clock.move(1)
+    rig.step(2)
+    assert rig.consumer.commits[1:] == [{0: 0, 1: 0}]
 
 
 def test_a_group_that_was_there_before_goes_on_from_where_it_was(rig: Rig) -> None:

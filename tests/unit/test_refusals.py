@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import KafkaError
+
+from stream_scorer.config import Kafka
+from stream_scorer.kafka.refusals import in_words, is_refusal
+
+BROKER = "sasl_ssl://kafka-1:9093/bootstrap: "
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "refusal"),
+    [
+        (
+            KafkaError._AUTHENTICATION,
+            "SASL authentication error: invalid credentials (after 203ms in state AUTH_REQ)",
+            True,
+        ),
+        # What follows is as the client words it when the broker or the network is at fault.
+        (
+            KafkaError._AUTHENTICATION,
+            "SASL SCRAM-SHA-512 mechanism handshake failed: Local: Broker transport failure",
+            False,
+        ),
+        (
+            KafkaError._AUTHENTICATION,
+            "Failed to acquire SASL OAUTHBEARER token: Failed to connect to identity.example",
+            False,
+        ),
+        (KafkaError._AUTHENTICATION, "SASL handshake failed: Local: Timed out", False),
+        (KafkaError._SSL, "SSL handshake failed: certificate verify failed", True),
+        (KafkaError._TRANSPORT, "Receive failed: SSL transport error: SSL alert number 42", True),
+        (KafkaError._TRANSPORT, "Connect to ipv4#127.0.0.1:9093 failed: refused", False),
+    ],
+)
+def test_who_we_are_is_told_from_what_happens_by_chance(
+    code: int, text: str, refusal: bool
+) -> None:
+    assert is_refusal(KafkaError(code, BROKER + text)) is refusal
+
+
+def test_what_is_told_names_the_broker_and_leaves_out_how_long_it_took() -> None:
+    kafka = Kafka.model_validate({"sasl.mechanism": "SCRAM-SHA-512"})
+    text = BROKER + "SASL authentication error: no (after 203ms in state AUTH_REQ)"
+    assert in_words(KafkaError(KafkaError._AUTHENTICATION, text), kafka) == (
+        "Kafka at kafka-1:9093 refused the user name or password: SASL authentication error: no"
+    )
