@@ -176,8 +176,10 @@ def test_one_port_serves_the_metrics_of_all(
         assert slots <= {"0", "1", "2"}
 
 
-def test_workers_that_cannot_start_end_with_their_exit_code(tmp_path: Path, conf: str) -> None:
-    environment = environment_for("127.0.0.1:1", {}, worker={"processes": 3})
+def test_workers_that_cannot_start_end_with_their_exit_code(
+    kafka: str, tmp_path: Path, conf: str
+) -> None:
+    environment = environment_for(kafka, {}, worker={"processes": 3})
     environment["SCORER_PLUGIN"] = "no/such/plugin.py"
     with process(tmp_path / "log", "worker", "--conf", conf, environment=environment) as workers:
         assert workers.wait() == 2
