@@ -332,7 +332,7 @@ def load_settings(
         environ: the environment, also for ``${env:NAME}``.
         secrets: whether what references stand for is at hand. Where it is not, settings that hold
             one keep their defaults, but for those that name the plugin, its packages and the model;
-            that there are such settings is checked all the same.
+            their names are checked all the same.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong.
