@@ -26,7 +26,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from stream_scorer.errors import SetupError
 from stream_scorer.masking import MASK, mask_credentials
@@ -353,7 +352,7 @@ def load_settings(
     try:
         settings = _validated(resolved)
     except ValidationError as error:
-        raise ConfigError("; ".join(_messages(_details(error)))) from None
+        raise ConfigError("; ".join(_messages(error))) from None
     settings._folder = folder
     return settings
 
@@ -368,14 +367,8 @@ def _check_keys(tree: Mapping[str, Any]) -> None:
     try:
         _validated(tree)
     except ValidationError as error:
-        wrong = [
-            item
-            for item in _details(error)
-            if item["type"] == "extra_forbidden"
-            or (item["type"] == "value_error" and item["loc"] in _OF_NAMES)
-        ]
-        if wrong:
-            raise ConfigError("; ".join(_messages(wrong))) from None
+        if told := "; ".join(_messages(error, of_keys=True)):
+            raise ConfigError(told) from None
 
 
 def literal_secrets(conf: Mapping[str, Any]) -> list[str]:
@@ -533,12 +526,11 @@ def _resolve(
     return _REFERENCE.sub(look_up, value)
 
 
-def _details(error: ValidationError) -> list[ErrorDetails]:
-    return error.errors(include_url=False, include_input=False, include_context=False)
-
-
-def _messages(details: Iterable[ErrorDetails]) -> Iterator[str]:
-    for item in details:
+def _messages(error: ValidationError, *, of_keys: bool = False) -> Iterator[str]:
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        named = item["type"] == "value_error" and item["loc"] in _OF_NAMES
+        if of_keys and not named and item["type"] != "extra_forbidden":
+            continue
         path = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
