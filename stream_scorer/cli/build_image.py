@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -81,11 +82,10 @@ def command(
     settings = read_settings(conf, secrets=False)
     if context is not None:
         _make(context)
-        try:
+        with ExitStack() as refused:
+            refused.callback(shutil.rmtree, context, ignore_errors=True)
             _write(context, conf, settings, base, include)
-        except BaseException:
-            shutil.rmtree(context, ignore_errors=True)
-            raise
+            refused.pop_all()
         click.echo(f"Build it with: docker build --tag NAME {context}")
         return
     # A build goes on without whoever asked for it, unless that is told.
