@@ -81,9 +81,26 @@ def write_context(
         The model, in the context.
 
     Raises:
-        SetupError: a plugin, a model or a file is not there or not allowed, or a secret stands in
-            the conf itself.
+        SetupError: a plugin, a model or a file is not there, not allowed or cannot be copied, or a
+            secret stands in the conf itself.
     """
+    try:
+        return _write(folder, base, conf, settings, packages, include)
+    except OSError as error:
+        # Of copying a folder it is all that failed: where from, where to, why.
+        failed = error.args[0] if isinstance(error, shutil.Error) else None
+        told = failed[0][2] if isinstance(failed, list) else error
+        raise SetupError(f"cannot be copied: {told}") from None
+
+
+def _write(
+    folder: Path,
+    base: str,
+    conf: Mapping[str, Any],
+    settings: Settings,
+    packages: Sequence[Package],
+    include: Sequence[Path],
+) -> ModelFolder:
     if settings.model_uri is None:
         raise ConfigError("which model scores must be set @ model_uri")
     uri = settings.model_uri
@@ -99,7 +116,8 @@ def write_context(
     trust = settings.model.model_dump(mode="json", exclude_unset=True)
     if settings.model.roots:
         trust["roots"] = [place.parts[0]]
-    baked |= {"model_uri": str(place), **({"model": trust} if trust else {})}
+    baked |= {"model_uri": str(place), "model": trust or None}
+    baked = {key: value for key, value in baked.items() if value is not None}
     if secrets := literal_secrets(baked):
         raise ConfigError(
             "a secret would be in the image: write ${env:NAME} or ${file:PATH} in its place @ "
@@ -111,28 +129,28 @@ def write_context(
     (folder / "Dockerfile").write_text(dockerfile, encoding="utf-8")
     for path in (folder, *folder.rglob("*")):
         # Whoever it runs as, not who built it, reads them.
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
     return model
 
 
 def _plugin(folder: Path, settings: Settings, include: Sequence[Path]) -> dict[str, Any]:
-    """Copy the plugin; return the keys that name it."""
+    """Copy the plugin; return the keys that name it, whatever the conf has."""
     name = settings.plugin
     file = name and find_file(name, settings.locate, roots=settings.plugin_roots)
     if not name or not file:
         if include:
             raise SetupError("only a plugin that is a file has others beside it @ --include")
-        return {}
+        return {"plugin": name, "plugin_roots": list(settings.plugin_roots) or None}
     plugins = folder / _PLUGIN
     plugins.mkdir()
     shutil.copyfile(file, plugins / file.name)
     for path in include:
         _copy(path, plugins / _beside(path, file))
     _, colon, class_name = name.partition(":")
-    found: dict[str, Any] = {"plugin": f"{_PLUGIN}/{file.name}{colon}{class_name}"}
-    if settings.plugin_roots:
-        found["plugin_roots"] = [_PLUGIN]
-    return found
+    return {
+        "plugin": f"{_PLUGIN}/{file.name}{colon}{class_name}",
+        "plugin_roots": [_PLUGIN] if settings.plugin_roots else None,
+    }
 
 
 def _beside(path: Path, plugin: Path) -> Path:
@@ -152,7 +170,7 @@ def _packages(folder: Path, packages: Sequence[Package]) -> dict[str, Any]:
                 "--build-arg PIP_INDEX_URL @ packages"
             )
     if not packages:
-        return {}
+        return {"packages": None}
     lines = dict.fromkeys(package.line for package in packages)
     (folder / _PACKAGES).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return {"packages": [_PACKAGES]}
@@ -197,10 +215,11 @@ def _model(folder: Path, uri: str, settings: Settings) -> ModelFolder:
 def _copy(path: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        ignored = shutil.ignore_patterns("__pycache__")
+        # A folder's .git and .env are the project's, not the plugin's.
+        ignored = shutil.ignore_patterns("__pycache__", ".*")
         shutil.copytree(path, place, ignore=ignored, dirs_exist_ok=True)
     else:
-        shutil.copyfile(path, place)
+        shutil.copy(path, place)
 
 
 def _dockerfile(folder: Path, base: str, model: ModelFolder) -> Iterator[str]:

@@ -57,9 +57,11 @@ CODE_PROPERTIES: Final = frozenset(
 """librdkafka properties that load a library or run a command."""
 
 _REFERENCE: Final = re.compile(r"\$\{(env|file):([^}]*)\}")
+# Certificates are public, and so is the address that tokens come from.
 _SECRET_KEY: Final = re.compile(
-    r"password|passphrase|secret|token|api_keys|jaas|oauthbearer\.config|\.(pem|key)$",
-    re.IGNORECASE,
+    r"^(?!.*\.(ca\.pem|certificate\.pem|token\.endpoint\.url)$)"
+    r".*(password|passphrase|secret|token|api_keys|jaas|oauthbearer\.config|\.(pem|key)$)",
+    re.IGNORECASE | re.DOTALL,
 )
 _TOPIC_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}")
 _HEADER_TEXT: Final = re.compile(r"[!-~]*")
@@ -68,6 +70,8 @@ _MEDIA_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&
 _NOT_SETTINGS: Final = frozenset({"SCORER_CONF", "SCORER_ENVIRONMENTS", "SCORER_FAILPOINT"})
 _OF_CODE: Final = frozenset({"plugin", "plugin_roots", "model_uri", "model", "packages"})
 """Which code and model: the references there name versions, and places, rather than secrets."""
+_OF_NAMES: Final = frozenset({("kafka",), ("facade", "examples")})
+"""Where the keys are anybody's, and what a validator refuses is one of them."""
 
 
 class ConfigError(SetupError):
@@ -326,7 +330,8 @@ def load_settings(
         path: the file; ``None`` takes ``./conf.yaml`` where it exists, and defaults elsewhere.
         environ: the environment, also for ``${env:NAME}``.
         secrets: whether what references stand for is at hand. Where it is not, settings that hold
-            one keep their defaults, but for those that name the plugin, its packages and the model.
+            one keep their defaults, but for those that name the plugin, its packages and the model;
+            their names are checked all the same.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong.
@@ -336,6 +341,7 @@ def load_settings(
     tree = read_conf(path) if path is not None else {}
     _override(tree, environ)
     if not secrets:
+        _check_keys(tree)
         code = {key: tree[key] for key in tree.keys() & _OF_CODE}
         tree = {**_without_references(tree), **code}
     errors: list[str] = []
@@ -344,16 +350,29 @@ def load_settings(
     if errors:
         raise ConfigError("; ".join(errors))
     try:
-        # A key with nothing under it, as when all below is commented out, means the defaults.
-        settings = Settings.model_validate({k: v for k, v in resolved.items() if v is not None})
+        settings = _validated(resolved)
     except ValidationError as error:
         raise ConfigError("; ".join(_messages(error))) from None
     settings._folder = folder
     return settings
 
 
+def _validated(tree: Mapping[str, Any]) -> Settings:
+    # A key with nothing under it, as when all below is commented out, means the defaults.
+    return Settings.model_validate({k: v for k, v in tree.items() if v is not None})
+
+
+def _check_keys(tree: Mapping[str, Any]) -> None:
+    """Refuse keys that no setting has, whatever their values are."""
+    try:
+        _validated(tree)
+    except ValidationError as error:
+        if told := "; ".join(_messages(error, of_keys=True)):
+            raise ConfigError(told) from None
+
+
 def literal_secrets(conf: Mapping[str, Any]) -> list[str]:
-    """Where a conf has secrets in its own text, rather than references to them.
+    """Where a conf has secrets in its own text, whole or in part, rather than references to them.
 
     Args:
         conf: as ``read_conf`` returns it.
@@ -372,9 +391,10 @@ def _literal_secrets(value: Any, path: str, *, secret: bool) -> Iterator[str]:
     elif isinstance(value, list):
         for number, item in enumerate(value):
             yield from _literal_secrets(item, f"{path}.{number}", secret=secret)
-    elif isinstance(value, (str, int)) and not isinstance(value, bool):
+    elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
         text = str(value)
-        if not _refers(text) and ((text and secret) or mask_credentials(text) != text):
+        literal = _REFERENCE.sub("", text).strip() if secret else ""
+        if literal or (not _refers(text) and mask_credentials(text) != text):
             yield path
 
 
@@ -506,8 +526,11 @@ def _resolve(
     return _REFERENCE.sub(look_up, value)
 
 
-def _messages(error: ValidationError) -> Iterator[str]:
+def _messages(error: ValidationError, *, of_keys: bool = False) -> Iterator[str]:
     for item in error.errors(include_url=False, include_input=False, include_context=False):
+        named = item["type"] == "value_error" and item["loc"] in _OF_NAMES
+        if of_keys and not named and item["type"] != "extra_forbidden":
+            continue
         path = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":

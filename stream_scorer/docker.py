@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -39,25 +38,20 @@ def has_image(name: str) -> bool:
     return _ask("image", "inspect", "--format", "{{.Id}}", name).returncode == 0
 
 
-def build(context: Path, options: Sequence[str]) -> str:
-    """Build an image, which gets no name yet.
+def build(context: Path, name: str, options: Sequence[str]) -> None:
+    """Build an image.
 
     Args:
         context: a folder with a Dockerfile.
+        name: what the image is called.
         options: more of ``docker build``.
-
-    Returns:
-        The image's id.
 
     Raises:
         OperationError: it cannot be built. Docker has said why, on the standard streams.
     """
-    with tempfile.TemporaryDirectory(prefix="stream-scorer-") as name:
-        id_file = Path(name, "id")
-        code = _run("build", "--iidfile", str(id_file), *options, str(context))
-        if code != 0:
-            raise OperationError(f"no image was built: docker build ended with {code}, see above")
-        return id_file.read_text(encoding="ascii").strip()
+    code = _run("build", f"--tag={name}", *options, str(context))
+    if code != 0:
+        raise OperationError(f"no image was built: docker build ended with {code}, see above")
 
 
 def check(image: str) -> None:
@@ -68,23 +62,26 @@ def check(image: str) -> None:
         OperationError: it could not be run, or failed.
     """
     code = _run(
-        *("run", "--rm", "--init", "--network", "none", "--read-only", "--tmpfs", "/tmp"),  # noqa: S108
+        # Never another's of that name, where the builder keeps what it built to itself.
+        *("run", "--rm", "--init", "--pull", "never", "--network", "none"),
+        *("--read-only", "--tmpfs", "/tmp"),  # noqa: S108
         *(image, "check", "--without-secrets", "--no-timing"),
     )
     if code != 0:
         kind: type[ScorerError] = ImageRefused if code == ImageRefused.exit_code else OperationError
-        raise kind(f"the image that was built does not work, see above; it gets no tag: {image}")
+        raise kind(f"the image that was built does not work, see above; it stays {image}")
 
 
-def tag(image: str, name: str) -> None:
-    """Give an image its name.
+def rename(image: str, name: str) -> None:
+    """Give an image another name.
 
     Raises:
         OperationError: Docker does not take it.
     """
-    asked = _ask("tag", image, name)
-    if asked.returncode != 0:
-        raise OperationError(f"{image} cannot be called {name}: {asked.stderr.strip()}")
+    for arguments in (("tag", image, name), ("rmi", image)):
+        asked = _ask(*arguments)
+        if asked.returncode != 0:
+            raise OperationError(f"{image} cannot be renamed {name}: {asked.stderr.strip()}")
 
 
 def _ask(*arguments: str) -> subprocess.CompletedProcess[str]:

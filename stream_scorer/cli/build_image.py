@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,26 +24,17 @@ if TYPE_CHECKING:
 
 BASE: Final = "stream-scorer-worker"
 
-_HOST: Final = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|[A-Za-z0-9-]+(?=:))(?::[0-9]+)?"
-_WORD: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_NAME: Final = rf"(?:{_HOST}/)?{_WORD}(?:/{_WORD})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?"
-_DIGEST: Final = r"(?:@sha256:[0-9a-f]{64})?"
 
-
-def _named(_: click.Context, param: click.Parameter, name: str | None) -> str | None:
-    # Docker says so of a tag when all is built.
-    if name is not None and not re.fullmatch(
-        _NAME + (_DIGEST if param.name == "base" else ""), name
-    ):
+def _named(_: click.Context, __: click.Parameter, name: str) -> str:
+    # It becomes a line of the Dockerfile; whether there is such an image, Docker says.
+    if not re.fullmatch(r"[A-Za-z0-9._/:@-]+", name):
         raise click.BadParameter(f"{name!r} is not the name of an image")
     return name
 
 
 @click.command("build-image", short_help="Build an image of a conf, its plugin and its model.")
 @conf_option
-@click.option(
-    "--tag", metavar="IMAGE", callback=_named, help="The image's name, such as wine-scorer:3."
-)
+@click.option("--tag", metavar="IMAGE", help="The image's name, such as wine-scorer:3.")
 @click.option(
     "--from",
     "base",
@@ -77,7 +70,8 @@ def command(
     What the conf has as ${env:NAME} or ${file:PATH} is left so, to be given when it runs. A model
     of a registry is downloaded here, by whoever runs this.
 
-    The image is checked before it gets its tag. DOCKER_OPTIONS, after --, go to docker build:
+    The image is checked before it gets its tag, and is TAG-unchecked until then. DOCKER_OPTIONS,
+    after --, go to docker build:
 
       stream-scorer build-image --tag wine:3 -- --build-arg PIP_INDEX_URL --pull
     """
@@ -88,7 +82,10 @@ def command(
     settings = read_settings(conf, secrets=False)
     if context is not None:
         _make(context)
-        _write(context, conf, settings, base, include)
+        with ExitStack() as refused:
+            refused.callback(shutil.rmtree, context, ignore_errors=True)
+            _write(context, conf, settings, base, include)
+            refused.pop_all()
         click.echo(f"Build it with: docker build --tag NAME {context}")
         return
     # A build goes on without whoever asked for it, unless that is told.
@@ -102,11 +99,12 @@ def command(
             f"that the model needs: docker build --target worker --build-arg EXTRAS=sklearn "
             f"-t {BASE} ."
         )
+    unchecked = f"{tag}-unchecked"
     with tempfile.TemporaryDirectory(prefix="stream-scorer-") as name:
         model = _write(Path(name), conf, settings, base, include)
-        image = docker.build(Path(name), docker_options)
-    docker.check(image)
-    docker.tag(image, str(tag))
+        docker.build(Path(name), unchecked, docker_options)
+    docker.check(unchecked)
+    docker.rename(unchecked, str(tag))
     click.echo(f"{tag}: {model.header}")
 
 

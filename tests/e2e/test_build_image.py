@@ -101,7 +101,7 @@ def build_image(base: dict[str, str]) -> Iterator[BuildImage]:
     tags: list[str] = []
 
     def build(tag: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        tags.append(tag)
+        tags.extend((tag, f"{tag}-unchecked"))
         return subprocess.run(
             [sys.executable, "-m", "stream_scorer", "build-image", "--tag", tag, *arguments],
             cwd=ROOT,
@@ -183,20 +183,29 @@ def test_another_model_installs_no_package_again(
         *("--", "--quiet"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    layers, others = (
-        json.loads(docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", name))
+    # Installed again, its files would be younger.
+    find = ("find", "/opt/environments", "-type", "f", "-printf", "%T+ %p\\n")
+    environment, another = (
+        docker("run", "--rm", "--network", "none", "--entrypoint", find[0], name, *find[1:])
         for name in (image, f"{PREFIX}-wine:2")
     )
-    # All that lies below the model, the environment among it.
-    below_base = json.loads(
-        docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", base["sklearn"])
-    )
-    shared = [layer for layer in layers if layer in others]
-    assert len(shared) >= len(below_base) + 1
-    assert layers != others
+    assert "iniconfig" in environment
+    assert environment == another
 
 
-def test_an_image_that_lacks_a_library_gets_no_name(
+@pytest.mark.parametrize("suffix", ["A", "@sha256:" + "0" * 64])
+def test_what_is_no_name_is_told_before_anything_is_built(
+    base: dict[str, str], build_image: BuildImage, suffix: str
+) -> None:
+    arguments = ("--conf", str(SAMPLE / "conf.yaml"), "--from", base["sklearn"])
+    done = build_image(f"{PREFIX}{suffix}", *arguments)
+    assert done.returncode == 1
+    assert "invalid" in done.stderr
+    assert "no image was built" in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
+
+
+def test_an_image_that_lacks_a_library_does_not_get_the_name(
     base: dict[str, str], build_image: BuildImage, tmp_path: Path
 ) -> None:
     conf = {"plugin": str(SAMPLE / "plugin.py"), "model_uri": str(SAMPLE / "model")}
@@ -206,5 +215,6 @@ def test_an_image_that_lacks_a_library_gets_no_name(
     assert done.returncode == 2
     # From within the image, then from here.
     assert "model.skops is a skops file: No module named 'skops'" in done.stderr
-    assert "it gets no tag" in done.stderr.splitlines()[-1]
-    assert docker("images", "--quiet", tag) == ""
+    assert done.stderr.splitlines()[-1].endswith(f"it stays {tag}-unchecked")
+    names = docker("images", "--format", "{{.Tag}}", tag.partition(":")[0])
+    assert names.split() == ["1-unchecked"]

@@ -172,6 +172,16 @@ def test_files_that_the_plugin_reads_come_along_when_named(project: Project) -> 
     assert there == {"plugin/wine.py", "plugin/tables/a.csv", "plugin/labels.txt"}
 
 
+def test_of_a_folder_what_is_hidden_stays_here(project: Project) -> None:
+    code = project.folder / "code"
+    (code / ".git").mkdir()
+    for name in (".env", ".git/config", ".labels", "labels"):
+        (code / name).write_text("1")
+    project.write("code", "code/.labels")
+    there = {each for each in project.files if each.startswith("plugin/")}
+    assert there == {"plugin/wine.py", "plugin/labels", "plugin/.labels"}
+
+
 def test_only_what_lies_beside_the_plugin_can_be_named(project: Project) -> None:
     assert ".env is not in the plugin's folder @ --include" in project.refusal(".env")
     project.conf["plugin"] = "some.module"
@@ -183,6 +193,32 @@ def test_a_plugin_that_is_a_module_keeps_its_name(project: Project) -> None:
     project.write()
     assert project.baked["plugin"] == "some.module:Wine"
     assert project.baked["plugin_roots"] == ["/opt"]
+
+
+@pytest.mark.parametrize(
+    ("more", "environ", "baked"),
+    [
+        ({}, {"SCORER_PLUGIN": "some.module"}, {"plugin": "some.module"}),
+        ({}, {"SCORER_PLUGIN": "null"}, {}),
+        ({"plugin": "${env:P}"}, {"P": "some.module"}, {"plugin": "some.module"}),
+        (
+            {"plugin_roots": ["/gone"]},
+            {"SCORER_PLUGIN": "some.module", "SCORER_PLUGIN_ROOTS": "[/opt]"},
+            {"plugin": "some.module", "plugin_roots": ["/opt"]},
+        ),
+        ({"plugin": None, "packages": ["rule"]}, {"SCORER_PACKAGES": "[]"}, {}),
+        ({"plugin": None, "packages": ["empty.txt"]}, {}, {}),
+        ({"plugin": None, "model": {"allow_code": True}}, {"SCORER_MODEL": "{}"}, {}),
+    ],
+)
+def test_what_counts_here_counts_there(
+    project: Project, more: dict[str, Any], environ: dict[str, str], baked: dict[str, Any]
+) -> None:
+    (project.folder / "empty.txt").write_text("# none\n")
+    project.conf |= more
+    project.write(environ=environ)
+    assert project.baked == {"model_uri": "model", **baked}
+    assert "plugin/wine.py" not in project.files
 
 
 def test_roots_are_kept_to_here_and_there(project: Project) -> None:
@@ -211,6 +247,31 @@ def test_what_is_in_no_root_is_refused(project: Project, roots: dict[str, Any]) 
 def test_what_is_missing_is_told(project: Project, more: dict[str, Any], told: str) -> None:
     project.conf |= more
     assert told in project.refusal()
+
+
+def test_what_cannot_be_copied_is_told(project: Project) -> None:
+    (project.folder / "code" / "tables").mkdir()
+    (project.folder / "code" / "tables" / "broken").symlink_to("gone")
+    told = project.refusal("code/tables")
+    assert told.startswith("cannot be copied: ")
+    assert "No such file or directory: " in told
+    assert "tables/broken" in told
+
+
+def test_a_model_that_cannot_be_copied_is_told(project: Project) -> None:
+    (project.folder / "model" / "broken").symlink_to("gone")
+    assert "model/broken" in project.refusal()
+
+
+def test_what_can_be_run_here_can_be_run_there(project: Project) -> None:
+    tools = project.folder / "code" / "tools"
+    tools.mkdir()
+    for file in (project.folder / "code" / "tool", tools / "tool"):
+        file.write_text("#!/bin/sh")
+        file.chmod(0o700)
+    project.write("code/tool", "code/tools")
+    for place in ("plugin/tool", "plugin/tools/tool"):
+        assert (project.context / place).stat().st_mode & 0o777 == 0o755
 
 
 def test_everybody_may_read_what_one_wrote_for_oneself(project: Project) -> None:
@@ -249,7 +310,6 @@ if [ "$1" = "$WAITING" ]; then
   /bin/sleep 60 >/dev/null 2>&1 &
   echo waiting; wait $!; exit 0
 fi
-if [ "$1" = build ]; then echo sha256:abc >"$3"; fi
 if [ "$1" = "$FAILING" ]; then echo "$1 failed" >&2; exit "$CODE"; fi
 """
 
@@ -310,21 +370,24 @@ def test_an_image_is_built_checked_and_then_named(shell: Shell) -> None:
     done = shell.run("--tag", "host:5000/wine:1", "--", "--build-arg", "PIP_INDEX_URL")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "host:5000/wine:1: file:model; version=m-1\n"
-    version, inspect, build, run, tag = shell.asked
+    version, inspect, build, run, tag, rmi = shell.asked
     assert version.startswith("version ")
     assert inspect.startswith("image inspect ")
-    assert build.startswith("build --iidfile ")
+    assert build.startswith("build --tag=host:5000/wine:1-unchecked ")
     assert build.rpartition(" ")[0].endswith(" --build-arg PIP_INDEX_URL")
-    assert " --network none --read-only " in run
-    assert run.endswith(" sha256:abc check --without-secrets --no-timing")
-    assert tag == "tag sha256:abc host:5000/wine:1"
+    assert " --pull never --network none --read-only " in run
+    assert run.endswith(" host:5000/wine:1-unchecked check --without-secrets --no-timing")
+    assert tag == "tag host:5000/wine:1-unchecked host:5000/wine:1"
+    assert rmi == "rmi host:5000/wine:1-unchecked"
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [(1, 1), (2, 2), (125, 1)])
-def test_an_image_that_does_not_work_gets_no_name(shell: Shell, code: int, exit_code: int) -> None:
+def test_an_image_that_does_not_work_does_not_get_the_name(
+    shell: Shell, code: int, exit_code: int
+) -> None:
     told = shell.refusal("--tag", "wine", exit_code=exit_code, failing="run", code=code)
-    assert told == "the image that was built does not work, see above; it gets no tag: sha256:abc"
-    assert not any(line.startswith("tag") for line in shell.asked)
+    assert told == "the image that was built does not work, see above; it stays wine-unchecked"
+    assert not any(line.startswith(("tag", "rmi")) for line in shell.asked)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +396,8 @@ def test_an_image_that_does_not_work_gets_no_name(shell: Shell, code: int, exit_
         ("version", 1, "no Docker daemon answers: version failed"),
         ("image", 2, "docker build --target worker --build-arg EXTRAS=sklearn -t stream-scorer-wo"),
         ("build", 1, "no image was built: docker build ended with 1, see above"),
-        ("tag", 1, "sha256:abc cannot be called wine: tag failed"),
+        ("tag", 1, "wine-unchecked cannot be renamed wine: tag failed"),
+        ("rmi", 1, "wine-unchecked cannot be renamed wine: rmi failed"),
     ],
 )
 def test_what_docker_lacks_or_refuses_is_one_line(
@@ -368,8 +432,7 @@ def test_without_docker_the_context_is_offered(shell: Shell) -> None:
         (),
         ("--tag", "a", "--context", "b"),
         ("--context", "b", "--", "--pull"),
-        *(("--tag", name) for name in ("A", "a:", "a b", "a:1:2", "-a", "a@sha256:" + "0" * 64)),
-        ("--tag", "a", "--from", "b\nRUN evil"),
+        *(("--tag", "a", "--from", name) for name in ("b\nRUN evil", "b AS c", "$b", "")),
         ("--tag", "a", "--include", "gone"),
         ("--context", "code"),
     ],
@@ -388,6 +451,12 @@ def test_a_context_alone_needs_no_docker(shell: Shell) -> None:
     written = shell.project.folder / "out" / "context"
     assert (written / "Dockerfile").read_text().startswith("FROM localhost/base:1\n")
     assert shell.asked == []
+
+
+def test_a_context_that_is_refused_is_not_left_half_made(shell: Shell) -> None:
+    shell.project.conf["kafka"] = {"sasl.password": CANARY}
+    assert "a secret would be" in shell.refusal("--context", "out/context", exit_code=2)
+    assert not (shell.project.folder / "out" / "context").exists()
 
 
 def test_an_example_that_the_facade_would_refuse_is_refused(shell: Shell) -> None:

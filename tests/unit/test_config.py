@@ -325,6 +325,36 @@ def test_without_secrets_what_holds_a_reference_has_its_default(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("conf", "told"),
+    [
+        ("facade: {apikeys: '${env:K}'}", "unknown key @ facade.apikeys"),
+        ("facade: {apikeys: ['${env:K}']}", "unknown key @ facade.apikeys"),
+        ("prt: '${env:K}'", "unknown key @ prt"),
+        ("facade: {max_pending: '${env:K}', timout: '${env:K}'}", "unknown key @ facade.timout"),
+        ("facade: {examples: {csv: '${env:K}'}}", "'csv' is not a media type @ facade.examples"),
+        ("kafka: {group.id: '${env:K}'}", "group.id cannot be set: set worker.group instead"),
+        ("kafka: {producer: {ssl.engine.location: '${env:K}'}}", "cannot be set: it loads code"),
+    ],
+)
+def test_without_secrets_the_names_of_keys_are_checked_all_the_same(
+    tmp_path: Path, conf: str, told: str
+) -> None:
+    (tmp_path / "conf.yaml").write_text(conf, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(tmp_path / "conf.yaml", {}, secrets=False)
+    assert told in str(caught.value)
+    assert ";" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "conf", ["topics: {requests: '${env:T}'}\nlimits: '${env:L}'", "kafka: '${env:K}'"]
+)
+def test_without_secrets_the_values_behind_references_are_not(tmp_path: Path, conf: str) -> None:
+    (tmp_path / "conf.yaml").write_text(conf, encoding="utf-8")
+    assert load_settings(tmp_path / "conf.yaml", {}, secrets=False).shown() == Settings().shown()
+
+
+@pytest.mark.parametrize(
     ("conf", "found"),
     [
         ("kafka: {sasl.password: '${env:A}', ssl.ca.location: a.pem, enable.token: true}", []),
@@ -333,6 +363,15 @@ def test_without_secrets_what_holds_a_reference_has_its_default(tmp_path: Path) 
         ("kafka: {proxy: 'http://me:it@host:1', sasl.password: ''}", ["kafka.proxy"]),
         ("kafka: {proxy: 'http://${env:ME}:${env:PASSWORD}@host:1'}", []),
         ("facade: {api_keys: ['${env:A}', b]}", ["facade.api_keys.1"]),
+        ("kafka: {sasl.password: 'hunter2${env:A}'}", ["kafka.sasl.password"]),
+        ("kafka: {sasl.password: '${env:A}${file:b}', ssl.key.pem: '${file:c} '}", []),
+        ("kafka: {sasl.password: 4.2}", ["kafka.sasl.password"]),
+        ("kafka: {ssl.ca.pem: a, consumer: {ssl.certificate.pem: b}}", []),
+        ("kafka: {sasl.oauthbearer.token.endpoint.url: 'https://host/token'}", []),
+        (
+            "kafka: {sasl.oauthbearer.token.endpoint.url: 'https://me:it@host/token'}",
+            ["kafka.sasl.oauthbearer.token.endpoint.url"],
+        ),
     ],
 )
 def test_secrets_in_the_text_of_a_conf_are_found(
