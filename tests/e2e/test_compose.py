@@ -169,7 +169,7 @@ def test_keys_are_asked_for_once_they_are_set(compose: Compose) -> None:
 
 
 def test_a_broker_of_the_cluster_without_its_file_says_what_is_missing(compose: Compose) -> None:
-    with pytest.raises(AssertionError, match="--env-file deploy/cluster[.]env up"):
+    with pytest.raises(AssertionError, match=r"--env-file deploy/cluster\.env up"):
         compose("run", "--rm", "--no-TTY", "--no-deps", "kafka-2")
 
 
