@@ -8,7 +8,12 @@
 
 # --- what the code needs: a layer that changes with its versions only ---------------------------
 FROM python:3.11-slim AS libraries
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# Constraints by variables: an option does not reach what a build itself needs, setuptools. Which of
+# the two variables does depends on pip's version.
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_CONSTRAINT=/build/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/build/constraints.txt
 WORKDIR /build
 # Without pip: it is of use while building only. The base image's own installs into it.
 RUN python -m venv --without-pip /opt/venv
@@ -17,11 +22,11 @@ COPY pyproject.toml constraints.txt ./
 COPY stream_scorer/__init__.py stream_scorer/
 # A distribution with next to no code brings what the real one depends on.
 RUN touch README.md LICENSE \
-    && pip --python /opt/venv/bin/python install --constraint constraints.txt .
+    && pip --python /opt/venv/bin/python install .
 # Declared only here, so that every image shares the step above. TensorFlow's headers, for compiling
 # against it, are 290 MB.
 ARG EXTRAS=""
-RUN pip --python /opt/venv/bin/python install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}" \
+RUN pip --python /opt/venv/bin/python install ".${EXTRAS:+[$EXTRAS]}" \
     && rm -rf /opt/venv/lib/python*/site-packages/tensorflow/include
 
 # --- the code itself -----------------------------------------------------------------------------
@@ -30,6 +35,9 @@ COPY README.md LICENSE ./
 COPY stream_scorer stream_scorer
 COPY http_facade http_facade
 RUN pip --python /opt/venv/bin/python install --no-deps --ignore-installed --prefix=/opt/code .
+# Files keep the modes of the checkout, which need not be for everybody to read.
+COPY samples samples
+RUN chmod -R a+rX samples
 
 # --- what runs -----------------------------------------------------------------------------------
 FROM python:3.11-slim AS runtime
@@ -42,7 +50,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 COPY --from=libraries /opt/venv /opt/venv
 COPY --from=code /opt/code /opt/venv
 WORKDIR /app
-COPY samples samples
+COPY --from=code /build/samples samples
 # By number, so that Kubernetes can tell that it is not root.
 USER 10001:10001
 ENTRYPOINT ["stream-scorer"]

@@ -20,6 +20,7 @@ COPY prometheus promtool /bin/
 COPY --chown=65534:65534 data /prometheus
 USER 65534:65534
 ENTRYPOINT ["/bin/prometheus"]
+CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
 D
 mkdir data
 docker build --tag "$image" .

@@ -48,7 +48,7 @@ class Compose:
             name: value
             for name, value in os.environ.items()
             if name not in {"SAMPLE", "EXTRAS", "FACADE_ADDRESS"}
-            and not name.startswith(("COMPOSE_", "SCORER_"))
+            and not name.startswith(("CLUSTER_", "COMPOSE_", "SCORER_"))
         } | {name: str(port) for name, port in zip(names, ports, strict=True)}
         self.http_port, *self.kafka_ports, self.prometheus_port = ports
         self.seconds: dict[str, float] = {}

@@ -156,6 +156,23 @@ def test_another_sample_takes_one_variable(compose: Compose, sample: str, line: 
         assert answer == pytest.approx(QUALITIES, abs=1e-6)
 
 
+def test_keys_are_asked_for_once_they_are_set(compose: Compose) -> None:
+    key = "0123456789abcdef"
+    compose.up("facade", SCORER_FACADE_API_KEYS=json.dumps([key]))
+    try:
+        with pytest.raises(AssertionError, match="401"):
+            compose.curl(CURL_WINE)
+        answer = compose.curl(f'{CURL_WINE} -H "Authorization: Bearer {key}"')
+    finally:
+        compose.up("facade")
+    assert json.loads(answer) == QUALITIES
+
+
+def test_a_broker_of_the_cluster_without_its_file_says_what_is_missing(compose: Compose) -> None:
+    with pytest.raises(AssertionError, match=r"--env-file deploy/cluster\.env up"):
+        compose("run", "--rm", "--no-TTY", "--no-deps", "kafka-2")
+
+
 def test_it_stops_by_itself_and_keeps_what_is_in_kafka(
     compose: Compose, answers: Answers, figures: Figures
 ) -> None:
@@ -168,6 +185,7 @@ def test_it_stops_by_itself_and_keeps_what_is_in_kafka(
     compose.up()
     assert answers.of(ids).keys() == ids
     compose("down")
+    assert compose.seconds["down"] < 10
     figures["compose: seconds of docker compose down"] = f"{compose.seconds['down']:.1f}"
     compose.up()
 
