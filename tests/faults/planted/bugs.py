@@ -47,8 +47,18 @@ def early_acknowledgement() -> None:
     def delivered(self: AnswerProducer, timeout: float = 0.0) -> int:
         return 0
 
+    commit = RequestConsumer.commit
+
+    def commit_and_wait(
+        self: RequestConsumer, offsets: dict[int, int], *, timeout: float = 10.0
+    ) -> None:
+        commit(self, offsets, timeout=timeout)
+
     _replace(AnswerProducer, "in_flight", delivered)
     _replace(AnswerProducer, "flush", delivered)
+    # So that a death right after a commit cannot come before it: the first one may hold no more
+    # than where the partitions begin.
+    _replace(RequestConsumer, "commit", commit_and_wait)
 
 
 def client_position() -> None:
