@@ -193,6 +193,10 @@ class FakeConsumer:
         self.commit_error: KafkaError | None = None
         self.consume_calls: list[tuple[int, float]] = []
         self.polls: list[float] = []
+        self.member = ""
+        """Who it is in its group, while it is in one."""
+        self.rebalancing = False
+        """Whether a rebalance is under way, which puts its leave off."""
         self.closed = False
         self.on_idle: Callable[[float], None] = lambda _: None
         self._queue: deque[Event] = deque()
@@ -236,12 +240,15 @@ class FakeConsumer:
         on_lost: Rebalance,
     ) -> None:
         self.subscribed = topics
+        self.member = "member-1"
         self._on_assign, self._on_revoke, self._on_lost = on_assign, on_revoke, on_lost
 
     def poll(self, timeout: float = -1) -> Message | None:
         assert not self.closed
         self.polls.append(timeout)
         found = self._next(1)
+        if not self.subscribed and not self.rebalancing and not self._newer:
+            self.member = ""
         if not found:
             self.on_idle(timeout)
         return found[0] if found else None
@@ -250,6 +257,10 @@ class FakeConsumer:
         assert not self.closed
         self.consume_calls.append((num_messages, timeout))
         return self._next(num_messages)
+
+    @property
+    def _newer(self) -> bool:
+        return self.properties.get("group.protocol") == "consumer"
 
     def _next(self, most: int) -> list[Message]:
         found: list[Message] = []
@@ -312,9 +323,14 @@ class FakeConsumer:
         self.subscribed = []
         self._queue.append(revoke)
 
+    def memberid(self) -> str:
+        assert not self.closed
+        return self.member
+
     def close(self) -> None:
         assert not self.subscribed, "close() in the middle of a rebalance may hang"
         assert not self.owned, "closed before the revocation was told"
+        assert self._newer or not self.member, "closed before the group was left"
         self.closed = True
 
 

@@ -112,6 +112,7 @@ class RequestConsumer:
             "stats_cb": self._on_statistics,
         }
         classic = str(properties.get("group.protocol", "classic")).lower() == "classic"
+        self._classic = classic
         # In the newer protocol nothing tells a member of an assignment that is empty from the
         # start (librdkafka 2.16.1), though it belongs to its group as any other.
         self._told_of_membership = classic
@@ -332,11 +333,13 @@ class RequestConsumer:
         """
         # Not by close() alone: an assignment that comes within it makes us leave before we are
         # told of the revocation, so that no commit is taken, and close() may never return, with
-        # the interpreter's lock in its hands (librdkafka 2.16.0, its issues 4041 and 4527).
+        # the interpreter's lock in its hands (librdkafka 2.16.0, its issues 4041 and 4527). And
+        # not before the client has left: in mid-rebalance it puts that off, and a close() then
+        # leaves the coordinator with a member that is gone, for a session.
         self._consumer.unsubscribe()
         deadline = monotonic() + max(LEAVE_TIME, timeout)
         self._poll(0)
-        while self._epochs and monotonic() < deadline:
+        while (self._epochs or self._has_joined()) and monotonic() < deadline:
             self._poll(_LEAVE_POLL)
         self._held = []
         # It waits for commits under way, and does so for good where the broker is gone.
@@ -347,6 +350,10 @@ class RequestConsumer:
             closing.submit(None).result(max(LEAVE_TIME, deadline - monotonic()))
         except NotYet:
             _log.warning("the broker does not answer: left the group without telling it")
+
+    def _has_joined(self) -> bool:
+        # In the newer protocol a member has its name from the start, and for good.
+        return self._classic and bool(self._consumer.memberid())
 
     def _places(self, partitions: Iterable[int]) -> list[TopicPartition]:
         topic = self._settings.topics.requests

@@ -12,11 +12,16 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+from confluent_kafka.admin import AdminClient
 
 from stream_scorer.config import Settings
 from stream_scorer.kafka.consumer import AssignmentListener, RequestConsumer
 
 MEMBERS = 8
+TIMEOUT = 10.0
 
 
 class Member:
@@ -26,17 +31,24 @@ class Member:
         def ignore(_: Sequence[int]) -> None:
             """There is nothing to do."""
 
+        # The coordinator takes a static member's join to the end though it is stopped in its
+        # first one: it cannot leave, since it does not know its name yet. The next of its slot
+        # takes its place.
+        self.known = settings.worker.delivery == "at_least_once"
         self.consumer = RequestConsumer(
-            settings, AssignmentListener(assigned=ignore, revoked=self.commit, lost=ignore)
+            settings, AssignmentListener(assigned=self.join, revoked=self.commit, lost=ignore)
         )
         self.consumer.subscribe()
         self.leaving = False
         self.refused = 0
 
+    def join(self, _: Sequence[int]) -> None:
+        self.known = True
+
     def commit(self, partitions: Sequence[int]) -> None:
         self.consumer.commit_failed = False
         if partitions:
-            self.consumer.commit(dict.fromkeys(partitions, 0), timeout=10)
+            self.consumer.commit(dict.fromkeys(partitions, 0), timeout=TIMEOUT)
         if self.leaving and self.consumer.commit_failed:
             self.refused += 1
 
@@ -51,7 +63,7 @@ class Member:
 
 def main() -> None:
     bootstrap, topic, delivery, seconds = sys.argv[1:]
-    sections = {
+    sections: dict[str, Any] = {
         "kafka": {
             "bootstrap.servers": bootstrap,
             "consumer": {"session.timeout.ms": 6_000, "heartbeat.interval.ms": 1_000},
@@ -60,22 +72,39 @@ def main() -> None:
     }
     end = time.monotonic() + float(seconds)
     left: list[Member] = []
+    stayed: list[str] = []
+    admin = AdminClient({"bootstrap.servers": bootstrap})
 
     def come_and_go(slot: int) -> None:
         chance = random.Random(slot)
         worker = {"group": topic, "delivery": delivery, "instance_id": topic, "slot": slot}
-        settings = Settings.model_validate(sections | {"worker": worker})
-        while time.monotonic() < end:
+        for number in count():
+            if time.monotonic() > end:
+                break
+            name = f"{slot}-{number}"
+            kafka = sections["kafka"] | {"client.id": name}
+            settings = Settings.model_validate(sections | {"worker": worker, "kafka": kafka})
             member = Member(settings)
             member.live(chance)
             left.append(member)
+            if member.known and name in clients(topic, admin):
+                stayed.append(name)
 
     with ThreadPoolExecutor(MEMBERS) as threads:
         for done in [threads.submit(come_and_go, slot) for slot in range(MEMBERS)]:
             done.result()
     refused = sum(member.refused for member in left)
     kept = sum(member.consumer.assigned for member in left)
-    sys.stdout.write(f"{len(left)} left, {refused} could not commit, {kept} kept partitions\n")
+    sys.stdout.write(
+        f"{len(left)} left, {refused} could not commit, {kept} kept partitions, "
+        f"{len(stayed)} stayed in the group\n"
+    )
+
+
+def clients(group: str, admin: AdminClient) -> set[str]:
+    """The names of a group's members, as its coordinator sees them."""
+    (described,) = admin.describe_consumer_groups([group], request_timeout=TIMEOUT).values()
+    return {member.client_id for member in described.result(TIMEOUT).members}
 
 
 if __name__ == "__main__":

@@ -583,6 +583,29 @@ def test_an_assignment_that_comes_while_we_leave_is_given_back_before_the_close(
     assert rig.client.closed
 
 
+def test_the_group_is_left_before_the_close_though_a_rebalance_puts_it_off(rig: Rig) -> None:
+    """Otherwise the coordinator keeps a member that is gone, and its partitions, for a session."""
+
+    def end_the_rebalance(_: float) -> None:
+        rig.client.rebalancing = len(rig.client.polls) < 5
+
+    rig.client.rebalancing = True
+    rig.client.on_idle = end_the_rebalance
+    rig.consumer.close(1)
+    assert rig.client.closed
+    assert rig.client.member == ""
+
+
+def test_a_member_by_the_newer_protocol_keeps_its_name_and_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, kafka={"consumer": {"group.protocol": "consumer"}})
+    rig.consumer.close()
+    assert rig.client.member
+    assert rig.client.closed
+    assert sum(rig.client.polls) < 1
+
+
 def test_leaving_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, rig: Rig) -> None:
     clock = FakeClock()
     monkeypatch.setattr("stream_scorer.kafka.consumer.monotonic", clock)
