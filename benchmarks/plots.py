@@ -11,7 +11,7 @@ from typing import Final
 from benchmarks.measure import Measurement
 from benchmarks.report import BASE, Row, summarize
 
-_SIZE: Final = (7.0, 4.5)
+_SIZE: Final = (7.5, 5.5)
 """Inches."""
 
 BATCH_SIZE: Final = "batch-size"
@@ -49,7 +49,7 @@ def latency_by_callers(rows: Sequence[Row], path: Path) -> None:
                     line = lines.setdefault(f"{row.contender} p{percentile}", [])
                     line.append((_number(row.variant), row.latencies_ms[percentile]))
     dotted = {name: ":" for name in lines if name.endswith("p99")}
-    draw(lines, path, "callers", "ms", dotted, logarithmic=True)
+    draw(lines, path, "callers", "ms", dotted, logarithmic="xy")
 
 
 def draw(
@@ -59,17 +59,18 @@ def draw(
     y: str,
     styles: dict[str, str],
     *,
-    logarithmic: bool = False,
+    logarithmic: str = "x",
 ) -> None:
     """Draw lines of points into a PNG, nothing where there are none.
 
     Args:
-        lines: points by the line's name; ``NAME p99`` has the colour of ``NAME``.
+        lines: points by the line's name; ``NAME p99`` has the colour of ``NAME p50``, and
+            ``NAME, one less`` that of ``NAME, one more``.
         path: of the picture.
         x: what is along.
         y: what is up.
         styles: matplotlib's, by the line's name, where it is not a solid one.
-        logarithmic: whether what is up is.
+        logarithmic: which of the axes are: ``x``, ``y``, both or none of them.
     """
     if not lines:
         return
@@ -78,33 +79,34 @@ def draw(
 
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
-    # A contender's lines have one colour.
-    colours = {who: f"C{n}" for n, who in enumerate(dict.fromkeys(map(_contender, lines)))}
+    colours = {who: f"C{n}" for n, who in enumerate(dict.fromkeys(map(_without_kind, lines)))}
     for name, points in lines.items():
         points.sort()
         axes.plot(
             *zip(*points, strict=True),
             styles.get(name, "-"),
-            color=colours[_contender(name)],
+            color=colours[_without_kind(name)],
             marker="o",
             label=name,
         )
     ticks = sorted({at for points in lines.values() for at, _ in points})
-    axes.set_xscale("log", base=2)
+    if "x" in logarithmic:
+        axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
-    if logarithmic:
+    if "y" in logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
-def _contender(line: str) -> str:
-    return re.sub(r" p\d+$", "", line)
+def _without_kind(line: str) -> str:
+    return re.sub(r" p\d+$|, one (more|less)$", "", line)
 
 
 def _number(variant: str) -> int:

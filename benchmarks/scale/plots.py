@@ -28,7 +28,7 @@ def _by_workers(drains: Sequence[Drain], path: Path) -> None:
     for (name, workers), items in rounds.items():
         if times := ratios(items, rounds.get((name, 1), [])):
             lines.setdefault(name, []).append((workers, median(times)))
-    draw(lines, path, "workers", "times as fast as one worker", {})
+    draw(lines, path, "workers", "times as fast as one worker", {}, logarithmic="")
 
 
 def _by_change(changes: Sequence[Change], path: Path) -> None:
@@ -43,4 +43,4 @@ def _by_change(changes: Sequence[Change], path: Path) -> None:
     for (name, workers), values in longest.items():
         lines.setdefault(name, []).append((workers, median(values)))
     dotted = {name: ":" for name in lines if name.endswith("less")}
-    draw(lines, path, "workers after the change", "ms", dotted, logarithmic=True)
+    draw(lines, path, "workers after the change", "ms", dotted, logarithmic="y")
