@@ -76,6 +76,7 @@ def draw(
         return
     # Figures alone, without pyplot: no display is asked for.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
@@ -95,7 +96,9 @@ def draw(
     axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
     if "y" in logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.minorticks_off()
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(x)

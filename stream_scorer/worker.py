@@ -305,5 +305,7 @@ class Worker:
         self._pulse.set_ready(False)
         failpoint("before_close")
         self._consumer.close(self._drain_time())
+        # Partitions may have come while we left.
+        self._pulse.set_ready(False)
         if left := self._delivery.abandon():
             _log.error("%d records were not delivered; their requests will be read again", left)

@@ -323,9 +323,9 @@ class FakeConsumer:
         self.subscribed = []
         self._queue.append(revoke)
 
-    def memberid(self) -> str:
+    def memberid(self) -> str | None:
         assert not self.closed
-        return self.member
+        return self.member or None
 
     def close(self) -> None:
         assert not self.subscribed, "close() in the middle of a rebalance may hang"

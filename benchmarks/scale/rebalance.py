@@ -15,7 +15,10 @@ from benchmarks.workload import wine
 
 MOST: Final = 6
 INTERVAL: Final = 6.0
-"""Seconds from one change to the next, at least, over which latencies are taken."""
+"""Seconds from a change over which latencies are taken, and from its end to the next change.
+
+The last of its pauses is over by then, and so is what was sent in it answered.
+"""
 
 _QUICK_MOST: Final = 2
 _LINGERING: Final = 2
@@ -70,7 +73,7 @@ def _windows(workers: Crew, most: int) -> Iterator[_Window]:
         change()
         workers.settle(after)
         over = time.monotonic()
-        workers.wait(max(0.0, began + INTERVAL - over))
+        workers.wait(INTERVAL)
         yield before, after, began, over, time.monotonic(), workers.load.doubled - doubled
 
 

@@ -109,8 +109,8 @@ def consumer_properties(settings: Settings) -> dict[str, Any]:
     given = client_properties(settings.kafka) | _as_text(settings.kafka.consumer)
     classic = str(given.get("group.protocol", "classic")).lower() == "classic"
     # A dead member's partitions are another's after this, instead of after 45 s; and those that
-    # move stand still for up to two heartbeats (docs/scale.md). In the newer protocol the broker
-    # sets both.
+    # move stand still until the others hear of it by a heartbeat, or for the second that the client
+    # leaves between two joins (docs/scale.md). In the newer protocol the broker sets both.
     session = {"session.timeout.ms": 10_000, "heartbeat.interval.ms": 500} if classic else {}
     return (
         session

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from typing import Any
 
 from confluent_kafka.admin import AdminClient
@@ -34,7 +33,7 @@ class Member:
         # The coordinator takes a static member's join to the end though it is stopped in its
         # first one: it cannot leave, since it does not know its name yet. The next of its slot
         # takes its place.
-        self.known = settings.worker.delivery == "at_least_once"
+        self.can_leave = settings.worker.delivery == "at_least_once"
         self.consumer = RequestConsumer(
             settings, AssignmentListener(assigned=self.join, revoked=self.commit, lost=ignore)
         )
@@ -43,7 +42,7 @@ class Member:
         self.refused = 0
 
     def join(self, _: Sequence[int]) -> None:
-        self.known = True
+        self.can_leave = True
 
     def commit(self, partitions: Sequence[int]) -> None:
         self.consumer.commit_failed = False
@@ -78,16 +77,16 @@ def main() -> None:
     def come_and_go(slot: int) -> None:
         chance = random.Random(slot)
         worker = {"group": topic, "delivery": delivery, "instance_id": topic, "slot": slot}
-        for number in count():
-            if time.monotonic() > end:
-                break
+        number = 0
+        while time.monotonic() < end:
+            number += 1
             name = f"{slot}-{number}"
             kafka = sections["kafka"] | {"client.id": name}
             settings = Settings.model_validate(sections | {"worker": worker, "kafka": kafka})
             member = Member(settings)
             member.live(chance)
             left.append(member)
-            if member.known and name in clients(topic, admin):
+            if member.can_leave and name in clients(topic, admin):
                 stayed.append(name)
 
     with ThreadPoolExecutor(MEMBERS) as threads:

@@ -845,6 +845,24 @@ def test_the_ready_file_goes_while_the_group_goes_on_without_the_worker(
     assert seen == [True, False, True]
 
 
+def test_the_ready_file_is_gone_though_partitions_come_while_the_worker_leaves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "ready"
+    rig = Rig(monkeypatch, worker={"ready_file": str(path)})
+    seen: list[bool] = []
+    unsubscribe = rig.consumer.unsubscribe
+
+    def unsubscribe_late() -> None:
+        rig.consumer.feed(lambda: rig.consumer.assign_now(0, 1), lambda: seen.append(path.exists()))
+        unsubscribe()
+
+    monkeypatch.setattr(rig.consumer, "unsubscribe", unsubscribe_late)
+    rig.consumer.feed(rig.worker.stop)
+    rig.worker.run()
+    assert [*seen, path.exists()] == [True, False]
+
+
 # Everything at once.
 
 
