@@ -107,13 +107,12 @@ def consumer_properties(settings: Settings) -> dict[str, Any]:
     """A consumer that fetches in bounds and leaves every commit to us."""
     largest = record_bytes(settings) + DEAD_LETTER_ROOM
     given = client_properties(settings.kafka) | _as_text(settings.kafka.consumer)
-    classic = str(given.get("group.protocol", "classic")).lower() == "classic"
     # A dead member's partitions are another's after this, instead of after 45 s; and those that
     # move stand still until the others hear of it by a heartbeat, or for the second that the client
     # leaves between two joins (docs/scale.md). In the newer protocol the broker sets both.
-    session = {"session.timeout.ms": 10_000, "heartbeat.interval.ms": 500} if classic else {}
+    session = {"session.timeout.ms": 10_000, "heartbeat.interval.ms": 500}
     return (
-        session
+        (session if is_classic(given) else {})
         | {
             "queued.max.messages.kbytes": FETCH_BYTES // 1024,
             "fetch.max.bytes": max(FETCH_BYTES, largest),
@@ -130,6 +129,11 @@ def consumer_properties(settings: Settings) -> dict[str, Any]:
             "message.max.bytes": largest,
         }
     )
+
+
+def is_classic(properties: Mapping[str, Any]) -> bool:
+    """Whether a consumer's group is led by its members, and not by the broker (KIP-848)."""
+    return str(properties.get("group.protocol", "classic")).lower() == "classic"
 
 
 def check_properties(settings: Settings) -> None:

@@ -15,7 +15,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from stream_scorer.background import BackgroundThread
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
-from stream_scorer.kafka.clients import BrokerTrouble, consumer_properties, wrong_property
+from stream_scorer.kafka.clients import (
+    BrokerTrouble,
+    consumer_properties,
+    is_classic,
+    wrong_property,
+)
 from stream_scorer.kafka.messages import read_request
 from stream_scorer.kafka.refusals import right_missing
 from stream_scorer.protocol import Request
@@ -111,12 +116,11 @@ class RequestConsumer:
             "statistics.interval.ms": int(STATISTICS_EVERY * 1000),
             "stats_cb": self._on_statistics,
         }
-        classic = str(properties.get("group.protocol", "classic")).lower() == "classic"
-        self._classic = classic
+        self._classic = is_classic(properties)
         # In the newer protocol nothing tells a member of an assignment that is empty from the
         # start (librdkafka 2.16.1), though it belongs to its group as any other.
-        self._told_of_membership = classic
-        if classic:
+        self._told_of_membership = self._classic
+        if self._classic:
             # Exactly once, everything is given up at a rebalance. Otherwise a static member that
             # slept through its session may come back, with a generation that the coordinator takes,
             # before it tells us that its partitions were another's; and one that dies between the
