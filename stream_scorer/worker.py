@@ -163,6 +163,7 @@ class Worker:
 
         Raises:
             ConsumerFailed: the consumer cannot go on.
+            Fenced: another process took over under the same name.
             DeliveryFailed: an answer could not be delivered.
             DrainTimeout: the turn in hand was not finished in time after ``stop``.
         """

@@ -199,6 +199,7 @@ class FakeConsumer:
         """Whether a rebalance is under way, which puts its leave off."""
         self.closed = False
         self.on_idle: Callable[[float], None] = lambda _: None
+        self._fatal = False
         self._queue: deque[Event] = deque()
         self._on_assign: Rebalance | None = None
         self._on_revoke: Rebalance | None = None
@@ -272,6 +273,8 @@ class FakeConsumer:
             elif event.partition() in self.paused:
                 later.append(event)
             else:
+                error = event.error()
+                self._fatal |= error is not None and error.code() == KafkaError._FATAL
                 found.append(event)
         self._queue.extendleft(reversed(later))
         return found
@@ -322,6 +325,8 @@ class FakeConsumer:
 
         self.subscribed = []
         self._queue.append(revoke)
+        if self._fatal:
+            raise KafkaException(KafkaError(KafkaError._FATAL, "Failed to remove subscription"))
 
     def memberid(self) -> str | None:
         assert not self.closed

@@ -42,9 +42,21 @@ _LEAVE_POLL: Final = 0.05
 CHUNK: Final = 256
 """Messages asked for at once, so that a turn ends near its bound in bytes."""
 
+_STATIC_MEMBER_FENCED: Final = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
+
 
 class ConsumerFailed(OperationError):
     """The consumer cannot go on; the process must start anew from the committed offsets."""
+
+
+class Fenced(OperationError):
+    """Another process took over under the same ``worker.instance_id`` and slot."""
+
+    def __init__(self, member_id: str) -> None:
+        super().__init__(
+            f"another process took over as {member_id!r}; if it is not our successor, "
+            "worker.instance_id is the same on two hosts"
+        )
 
 
 @dataclass(slots=True)
@@ -160,6 +172,7 @@ class RequestConsumer:
 
         Raises:
             ConsumerFailed: the client reported an error it cannot recover from.
+            Fenced: another process has the same slot.
         """
         self._resume()
         requests: list[Request] = []
@@ -340,7 +353,11 @@ class RequestConsumer:
         # the interpreter's lock in its hands (librdkafka 2.16.0, its issues 4041 and 4527). And
         # not before the client has left: in mid-rebalance it puts that off, and a close() then
         # leaves the coordinator with a member that is gone, for a session.
-        self._consumer.unsubscribe()
+        try:
+            self._consumer.unsubscribe()
+        except KafkaException as error:
+            # Of a client that has ended, and done so all the same: what ended it counts.
+            _log.info("leaving the group: %s", error.args[0].str())
         deadline = monotonic() + max(LEAVE_TIME, timeout)
         self._poll(0)
         while (self._epochs or self._has_joined()) and monotonic() < deadline:
@@ -396,6 +413,9 @@ class RequestConsumer:
     def _classify(self, error: KafkaError) -> None:
         # A member that was fenced is told so by this code, without the flag.
         if error.fatal() or error.code() == KafkaError._FATAL:
+            # What it stands for is in the text alone.
+            if _STATIC_MEMBER_FENCED in error.str():
+                raise Fenced(self._settings.member_id)
             raise ConsumerFailed(error.str())
         # Told once, and nothing comes from then on: to go on would be to hang in silence.
         if (missing := self._right_missing(error)) is not None:

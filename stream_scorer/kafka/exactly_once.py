@@ -21,7 +21,7 @@ from stream_scorer.kafka.clients import (
     producer_properties,
     wrong_property,
 )
-from stream_scorer.kafka.consumer import RequestConsumer, Turn
+from stream_scorer.kafka.consumer import Fenced, RequestConsumer, Turn
 from stream_scorer.kafka.counts import Counts
 from stream_scorer.kafka.outputs import REFUSALS, Output, Record
 from stream_scorer.kafka.producer import DeliveryFailed
@@ -53,10 +53,6 @@ _FENCED: Final = frozenset(
         KafkaError.FENCED_INSTANCE_ID,
     }
 )
-
-
-class Fenced(OperationError):
-    """Another process took over under the same ``worker.instance_id`` and slot."""
 
 
 class _Refused(Exception):
@@ -424,10 +420,7 @@ class ExactlyOnce:
 
     def _recover(self, error: KafkaError) -> None:
         if error.code() in _FENCED:
-            raise Fenced(
-                f"another process took over as {self._settings.member_id!r}; if it is not our "
-                "successor, worker.instance_id is the same on two hosts"
-            )
+            raise Fenced(self._settings.member_id)
         _log.warning("a transaction failed, its requests are read again: %s", error.str())
         self._renew()
 

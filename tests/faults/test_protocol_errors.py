@@ -15,8 +15,8 @@ from confluent_kafka import Consumer, KafkaError
 
 from stream_scorer.config import Settings
 from stream_scorer.errors import OperationError
-from stream_scorer.kafka.consumer import AssignmentListener, RequestConsumer, Turn
-from stream_scorer.kafka.exactly_once import ExactlyOnce, Fenced
+from stream_scorer.kafka.consumer import AssignmentListener, Fenced, RequestConsumer, Turn
+from stream_scorer.kafka.exactly_once import ExactlyOnce
 from stream_scorer.kafka.producer import DeliveryFailed
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Status

@@ -117,6 +117,23 @@ def test_a_stopped_worker_leaves_the_group_at_once(
         assert len(reader.answers(ids, timeout=30)) == 4
 
 
+def test_a_worker_whose_name_another_takes_says_so_and_ends(
+    real_kafka: str, names: dict[str, str], unique_group: str, conf: str, tmp_path: Path
+) -> None:
+    twin = {"group": unique_group, "instance_id": "twin", "delivery": "exactly_once"}
+    environment = environment_for(real_kafka, names, worker=twin)
+    producer = RequestProducer(real_kafka, names["requests"])
+    with ExitStack() as stack:
+        reader = stack.enter_context(RecordReader(real_kafka, names["results"]))
+        first = stack.enter_context(worker_process(tmp_path, "first", environment, conf))
+        second = stack.enter_context(worker_process(tmp_path, "second", environment, conf))
+        assert first.wait() == 1
+        assert "another process took over as 'twin-0'" in first.text.splitlines()[-1]
+        ids = producer.send(*(Send(b"1", partition=n) for n in range(4)))
+        assert len(reader.answers(ids)) == 4
+        assert second.stop() == 0, second.text
+
+
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 def test_a_worker_stops_though_the_broker_is_gone(
     delivery: str,

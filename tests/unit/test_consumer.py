@@ -14,6 +14,7 @@ from stream_scorer.kafka.consumer import (
     CHUNK,
     AssignmentListener,
     ConsumerFailed,
+    Fenced,
     RequestConsumer,
     Turn,
 )
@@ -385,6 +386,18 @@ def test_a_fatal_error_ends_it(rig: Rig, flag: bool) -> None:
     rig.client.feed(error_message(KafkaError(KafkaError._FATAL, "fenced", fatal=flag)))
     with pytest.raises(ConsumerFailed, match="fenced"):
         rig.consumer.take(0.1)
+
+
+def test_who_was_fenced_says_by_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, worker={"instance_id": "here", "slot": 2})
+    # As librdkafka words it, twice.
+    text = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
+    told = f"Fatal error: {text}: Fatal consumer error: {text}"
+    rig.client.feed(error_message(KafkaError(KafkaError._FATAL, told)))
+    with pytest.raises(Fenced, match=r"'here-2'.*worker\.instance_id"):
+        rig.consumer.take(0.1)
+    rig.consumer.close()
+    assert rig.client.closed
 
 
 def test_a_fatal_error_beside_a_rebalance_ends_it_too(rig: Rig) -> None:

@@ -13,8 +13,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from stream_scorer.config import ConfigError, Settings
 from stream_scorer.errors import OperationError
 from stream_scorer.kafka import exactly_once
-from stream_scorer.kafka.consumer import RequestConsumer, Turn
-from stream_scorer.kafka.exactly_once import REQUEST_TIMEOUT, ExactlyOnce, Fenced
+from stream_scorer.kafka.consumer import Fenced, RequestConsumer, Turn
+from stream_scorer.kafka.exactly_once import REQUEST_TIMEOUT, ExactlyOnce
 from stream_scorer.kafka.producer import DeliveryFailed
 from stream_scorer.kafka.routes import Routes
 from stream_scorer.protocol import Answer, Status, problem
