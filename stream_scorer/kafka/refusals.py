@@ -38,12 +38,16 @@ _BY_CHANCE: Final = re.compile(
 )
 """What interrupts an authentication, or keeps it from beginning, and says nothing of who we are."""
 
+_OF_TLS: Final = re.compile("SSL alert|SSL routines::(?!unexpected eof)")
+"""What the two sides of a TLS handshake have against each other, as OpenSSL words it."""
+
 
 def is_refusal(error: KafkaError) -> bool:
     """Whether a connection failed for who we are, or who the broker is, and not by chance."""
     if error.code() == KafkaError._TRANSPORT:
-        # TLS 1.3: what the broker thinks of our certificate comes after the handshake.
-        return "SSL alert" in error.str()
+        # TLS 1.3: what the broker thinks of our certificate comes after the handshake. And one that
+        # is done before the client looks again fails as a connection (librdkafka 2.16.1).
+        return _OF_TLS.search(error.str()) is not None
     if error.code() == KafkaError._AUTHENTICATION:
         return _BY_CHANCE.search(error.str()) is None
     return error.code() == KafkaError._SSL
@@ -61,7 +65,7 @@ def in_words(error: KafkaError, kafka: Kafka) -> str:
         if str(mechanism).upper().startswith(("PLAIN", "SCRAM")):
             return f"Kafka at {address} refused the user name or password: {cause}"
         return f"Kafka at {address} refused to let us in: {cause}"
-    if error.code() == KafkaError._TRANSPORT:
+    if error.code() == KafkaError._TRANSPORT and "SSL alert" in cause:
         return (
             f"Kafka at {address} refused our certificate, or the lack of one "
             f"(ssl.certificate.location, ssl.key.location): {cause}"

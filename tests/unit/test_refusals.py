@@ -31,6 +31,9 @@ BROKER = "sasl_ssl://kafka-1:9093/bootstrap: "
         (KafkaError._AUTHENTICATION, "SASL handshake failed: Local: Timed out", False),
         (KafkaError._SSL, "SSL handshake failed: certificate verify failed", True),
         (KafkaError._TRANSPORT, "Receive failed: SSL transport error: SSL alert number 42", True),
+        # A handshake that was over at the first look.
+        (KafkaError._TRANSPORT, "error:0A000086:SSL routines::certificate verify failed", True),
+        (KafkaError._TRANSPORT, "error:0A000126:SSL routines::unexpected eof", False),
         (KafkaError._TRANSPORT, "Connect to ipv4#127.0.0.1:9093 failed: refused", False),
     ],
 )
@@ -45,4 +48,13 @@ def test_what_is_told_names_the_broker_and_leaves_out_how_long_it_took() -> None
     text = BROKER + "SASL authentication error: no (after 203ms in state AUTH_REQ)"
     assert in_words(KafkaError(KafkaError._AUTHENTICATION, text), kafka) == (
         "Kafka at kafka-1:9093 refused the user name or password: SASL authentication error: no"
+    )
+
+
+def test_a_certificate_is_told_from_ours_by_whichever_code_it_comes() -> None:
+    text = BROKER + "error:0A000086:SSL routines::certificate verify failed (after 2ms in state UP)"
+    kafka = Kafka.model_validate({"ssl.ca.location": "/nowhere"})
+    assert in_words(KafkaError(KafkaError._TRANSPORT, text), kafka) == (
+        "the certificate of Kafka at kafka-1:9093 is not trusted: "
+        "error:0A000086:SSL routines::certificate verify failed"
     )
