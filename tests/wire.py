@@ -74,7 +74,13 @@ class RequestProducer:
     def __init__(self, bootstrap: str, topic: str) -> None:
         self.topic = topic
         self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "log_level": 0, "message.max.bytes": 10_000_000}
+            {
+                "bootstrap.servers": bootstrap,
+                "log_level": 0,
+                "message.max.bytes": 10_000_000,
+                # What is sent again after a broker's hiccup keeps its order, and comes once.
+                "enable.idempotence": True,
+            }
         )
 
     def send(self, *requests: Send) -> list[str]:

@@ -305,10 +305,12 @@ def test_order_is_kept_within_a_partition(stage: Stage) -> None:
     stage.producer.send(*requests)
     with running_worker(stage.settings(worker={"max_batch_size": 7, "max_turn": 50})):
         answers = stage.reader.answers([r.correlation_id for r in requests])
-    assert len(answers) == len(requests)
+    if stage.delivery == "exactly_once":
+        assert len(answers) == len(requests)
     for partition, records in in_order(answers):
         sent = [r.correlation_id for r in requests if r.partition == partition]
-        assert [record.correlation_id for record in records] == sent
+        # At least once, a group that a slow machine breaks up answers some again.
+        assert list(dict.fromkeys(record.correlation_id for record in records)) == sent
 
 
 def test_a_broken_model_is_answered_for_all_without_trying_each(stage: Stage) -> None:
