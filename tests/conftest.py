@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -22,6 +23,10 @@ from tests.kafka_source import Source, choose_source, embedded
 MOCK_PARTITIONS = 4
 _ADMIN_TIMEOUT = 30.0
 _LONGEST_ID = 200
+# An example may take long on a busy machine, and not when it is tried again.
+hypothesis.settings.register_profile("stream-scorer", deadline=None)
+hypothesis.settings.load_profile("stream-scorer")
+
 _source = pytest.StashKey[Source]()
 
 

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 from tests.facade_server import PATIENCE, Server
 
+TURNS_PER_CONNECTION = 5
+"""After so many calls a connection is opened anew: connections that all come at once may all be
+taken by the same process."""
+
 REFUSED_PAUSE = 0.02
 """Seconds a caller rests that nothing came of its call, as nobody calls without end."""
 
@@ -74,8 +78,13 @@ def all_calls(servers: Sequence[Server], callers: int, turns: int) -> list[Call]
     """What comes of so many callers, each at one of the servers, that ask so often each."""
 
     def caller(number: int) -> list[Call]:
-        payloads = (f"{number}/{turn}".encode() for turn in range(turns))
-        return list(call_each(servers[number % len(servers)], payloads))
+        server = servers[number % len(servers)]
+        payloads = [f"{number}/{turn}".encode() for turn in range(turns)]
+        return [
+            call
+            for first in range(0, turns, TURNS_PER_CONNECTION)
+            for call in call_each(server, payloads[first : first + TURNS_PER_CONNECTION])
+        ]
 
     with ThreadPoolExecutor(callers) as threads:
         return [call for calls in threads.map(caller, range(callers)) for call in calls]

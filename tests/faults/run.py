@@ -33,7 +33,7 @@ LOOKS = 10
 ANSWER_TIMEOUT = 90.0
 BUSY_WITHIN = 1.5
 MIN_BUSY = 0.8
-NEXT_COMMIT_LIMIT = 3.0
+NEXT_COMMIT_LIMIT = 5.0
 """Seconds; less than a session, which a successor without its name would wait for."""
 
 

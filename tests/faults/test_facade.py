@@ -173,7 +173,7 @@ def work(real_kafka: str, names: dict[str, str]) -> Work:
 def test_without_a_worker_each_caller_hears_at_the_timeout_that_nothing_is_known(
     environ: dict[str, str], work: Work, tmp_path: Path
 ) -> None:
-    with running(tmp_path / "log", environ | {"SCORER_FACADE_TIMEOUT": "0.5"}) as server:
+    with running(tmp_path / "log", environ | {"SCORER_FACADE_TIMEOUT": "2"}) as server:
         until(server.is_ready)
         with ThreadPoolExecutor(10) as callers:
             answers = list(callers.map(server.predict, [b"%d" % turn for turn in range(10)]))
@@ -279,7 +279,7 @@ def test_a_process_is_killed_with_200_calls_in_flight(
 
     def slowly(asked: Asked) -> list[Sent]:
         # Many a reply comes when the process that has asked for it is gone and replaced.
-        return [replace(reply(asked), delay=dice.uniform(0.1, 2.0))]
+        return [replace(reply(asked), delay=dice.uniform(0.1, 4.0))]
 
     with (
         running(tmp_path / "log", environ) as server,

@@ -113,8 +113,9 @@ def test_ten_times_the_load_does_not_grow_the_facade(
         grown = resident(server, "VmHWM") - before
         sys.stdout.write(f"senders: {grown / MiB:.0f} MiB more, {dict(ends)}\n")
         assert grown < BOUND
-        # Many were refused, some taken, and nobody was told anything else.
-        assert ends[503,] > SENDERS / 4
+        # Many were refused, or cut off where they went on sending, some taken, and nobody was told
+        # anything else.
+        assert ends[503,] + ends[()] > SENDERS / 4
         assert ends[504,] > 0
         assert ends.keys() <= {(), (408,), (503,), (504,)}
         assert server.predict(b"between").status == 200

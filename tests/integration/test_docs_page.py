@@ -195,7 +195,7 @@ def test_where_there_are_keys_a_password_shows_the_page_and_the_button_takes_the
     environment = environment_for(kafka, names) | {
         "SCORER_CONF": "samples/sklearn_wine/conf.yaml",
         "SCORER_FACADE_API_KEYS": f"[{KEY}]",
-        "SCORER_FACADE_TIMEOUT": "0.5",
+        "SCORER_FACADE_TIMEOUT": "2",
     }
     (port,) = free_ports(1)
     with facade_process(tmp_path, "facade", environment, port):

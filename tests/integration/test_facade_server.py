@@ -68,7 +68,7 @@ def test_a_problem_of_the_worker_is_the_callers(start: Start, work: Work) -> Non
 def test_64_callers_of_3_processes_each_get_their_own_answer(start: Start, work: Work) -> None:
     worker = work()
     server = start(SCORER_FACADE_PROCESSES="3")
-    until(lambda: server.log.read_text().count("replies are read from") == 3)
+    until(lambda: server.log.read_text().count("replies are read from") >= 3)
 
     def caller(name: int) -> list[tuple[bytes, Answer]]:
         payloads = [f"{name}/{turn}".encode() for turn in range(10)]
@@ -104,7 +104,7 @@ def test_an_answer_is_found_by_any_process_and_after_a_restart(
     start: Start, work: Work, names: dict[str, str]
 ) -> None:
     server = start(SCORER_FACADE_PROCESSES="2")
-    until(lambda: server.log.read_text().count("replies are read from") == 2)
+    until(lambda: server.log.read_text().count("replies are read from") >= 2)
     sent = [server.predict(b"%d" % number, Prefer="respond-async") for number in range(20)]
     assert {answer.status for answer in sent} == {202}
     places = [answer.headers["location"] for answer in sent]
@@ -132,7 +132,7 @@ def test_answers_that_kafka_no_longer_keeps_are_gone(
     kafka: str, start: Start, work: Work, names: dict[str, str]
 ) -> None:
     work()
-    server = start(SCORER_FACADE_ASYNC_TIMEOUT="1", SCORER_FACADE_TIMEOUT="1")
+    server = start(SCORER_FACADE_ASYNC_TIMEOUT="3", SCORER_FACADE_TIMEOUT="3")
     place = server.predict(b"x", Prefer="respond-async").headers["location"]
     assert found(server, place).status == 200
     partition = int(re.findall(r"partition=(\d+)", place)[0])
@@ -225,7 +225,7 @@ def test_what_the_facade_refuses_never_reaches_kafka(start: Start, work: Work) -
 
 def test_no_answer_in_time_is_a_504_that_says_unknown(start: Start, work: Work) -> None:
     worker = work(silent)
-    server = start(SCORER_FACADE_TIMEOUT="0.5")
+    server = start(SCORER_FACADE_TIMEOUT="2")
     answer = server.predict(b"")
     assert (answer.status, answer.problem) == (504, "timeout")
     assert b"unknown" in answer.body
@@ -233,7 +233,7 @@ def test_no_answer_in_time_is_a_504_that_says_unknown(start: Start, work: Work) 
     worker.send([reply(worker.asked[0])])
     until(lambda: server.status()["kafka"]["counts"]["late"] == 1)
     assert server.status()["kafka"]["pending"] == 0
-    assert server.ask("GET", answer.headers["location"]).status == 200
+    assert found(server, answer.headers["location"]).status == 200
 
 
 def test_more_than_may_wait_are_told_to_come_back(start: Start, work: Work) -> None:
@@ -295,8 +295,8 @@ def test_missing_topics_are_created_or_waited_for(
         future.result(PATIENCE)
     until(lambda: not names.values() & admin.list_topics(timeout=PATIENCE).topics.keys())
     waiting = start(ready=False)
-    until(lambda: waiting.status()["kafka"]["trouble"])
-    assert names["SCORER_TOPICS_REPLIES"] in waiting.status()["kafka"]["trouble"]
+    missing = names["SCORER_TOPICS_REPLIES"]
+    until(lambda: missing in (waiting.status()["kafka"]["trouble"] or ""))
     assert waiting.ask("GET", "/readyz").problem == "not-ready"
     assert waiting.predict(b"").problem == "not-ready"
     start(SCORER_TOPICS_CREATE="true")

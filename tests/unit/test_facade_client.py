@@ -201,7 +201,7 @@ async def test_a_late_reply_is_dropped_and_counted(settings: Settings) -> None:
             worker.send([reply(worker.asked[0])])
             await until(lambda: "late" in counts(client))
             assert counts(client) == {"requests": 1, "timeouts": 1, "late": 1}
-            assert await client.find(place) == _reply_of(worker.asked[0])
+            assert await _found(client, place) == _reply_of(worker.asked[0])
             assert client.snapshot()["pending"] == 0
             assert client.model is None
 
@@ -327,7 +327,7 @@ async def test_a_prediction_that_never_was_or_is_no_more(settings: Settings) -> 
         just = int(time.time() * 1000)
         assert isinstance(await client.find(place._replace(until=just)), Place)
         with pytest.raises(PredictionGone):
-            await client.find(place._replace(until=just - 11_000))
+            await _found(client, place._replace(until=just - 11_000))
 
 
 async def test_searches_are_bounded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,7 +514,8 @@ async def test_a_stored_request_keeps_its_place_when_replies_are_lost(settings: 
         async with ready_client(settings) as client:
             waiting = asyncio.create_task(client.submit(b"", [], 3600, PATIENCE, PATIENCE))
             await until(lambda: worker.asked)
-            await asyncio.sleep(0.2)  # until its delivery is reported
+            await until(lambda: not client._requests._awaited)
+            await asyncio.sleep(0.2)  # until the loop is told of its delivery
             client._lose_pending()
             assert isinstance(await waiting, Place)
 

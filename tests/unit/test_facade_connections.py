@@ -68,12 +68,12 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
 
 @pytest.mark.parametrize("parts", [[b"GET\r\n\r\n"], [b"GET\r", b"\n", b"\r", b"\nbody"]])
 async def test_headers_that_have_come_end_the_waiting(parts: list[bytes]) -> None:
-    async with serving(patience=0.3) as port:
+    async with serving(patience=1) as port:
         reader, writer = await connect(port)
         for part in parts:
             writer.write(part)
             await reader.readexactly(len(part))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.2)
         writer.write(b"more")
         assert await asyncio.wait_for(reader.readexactly(4), PATIENCE) == b"more"
         writer.close()
@@ -81,7 +81,7 @@ async def test_headers_that_have_come_end_the_waiting(parts: list[bytes]) -> Non
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n"])
 async def test_headers_that_do_not_come_end_the_connection(sent: bytes) -> None:
-    async with serving(patience=0.1) as port:
+    async with serving(patience=0.5) as port:
         reader, writer = await connect(port)
         writer.write(sent)
         assert b"HTTP/1.1 408 Request Timeout\r\n" in await rest(reader)
@@ -108,7 +108,7 @@ async def test_more_connections_than_there_may_be_are_told_to_come_back() -> Non
 
 @pytest.mark.parametrize("closed", [False, True])
 async def test_a_response_that_nobody_reads_is_given_up(closed: bool) -> None:
-    async with serving(patience=0.3) as port:
+    async with serving(patience=1) as port:
         client = socket.create_connection(("127.0.0.1", port))
         client.sendall(b"\r\n\r\n")
         while not Echo.made or not Echo.made[0].events:

@@ -98,7 +98,8 @@ def test_one_that_cannot_start_ends_all_with_its_exit_code(tmp_path: Path, code:
     program = NOTE + f"if os.environ['SCORER_WORKER_SLOT'] == '1': raise SystemExit({code})\n"
     with Run(program + UNTIL_TERM, processes=2) as run:
         assert run.join() == code
-    assert notes(tmp_path).get("0", []) in ([], ["started", "stopped"])
+    # It may be stopped at any moment of its start.
+    assert set(notes(tmp_path).get("0", [])) <= {"started", "stopped"}
 
 
 def test_one_that_is_killed_before_it_was_ready_cannot_start_either() -> None:

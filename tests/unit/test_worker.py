@@ -65,6 +65,8 @@ class Rig:
         monkeypatch.setattr(module, "monotonic", self.clock)
         monkeypatch.setattr(at_least_once, "monotonic", self.clock)
         monkeypatch.setattr(module, "time", self.clock)
+        if isinstance(self.scorer, SlowScorer):
+            monkeypatch.setattr(module, "PATIENCE", 0.001)  # it counts as slow almost at once
         self.worker = Worker(
             Settings.model_validate(settings),
             cast("Topics", FakeTopics(KNOWN)),
@@ -458,12 +460,6 @@ class SlowScorer(EchoScorer):
                 self.release.set()
 
         rig.consumer.on_idle = idle
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scoring counts as slow almost at once."""
-    monkeypatch.setattr(module, "PATIENCE", 0.001)
 
 
 def test_a_slow_model_does_not_cost_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
