@@ -8,6 +8,9 @@ from tests.kafka_server import KafkaServer
 class BenchmarkKafka(KafkaServer):
     """The Kafka that the tests run on, with its process known, to tell what it uses."""
 
+    def _home(self) -> None:
+        """Its data are on disk, as anybody's are."""
+
     @property
     def pid(self) -> int:
         """The running node's process."""

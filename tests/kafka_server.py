@@ -61,6 +61,9 @@ _PORT_ATTEMPTS: Final = 5
 # its port, and no client that tries to reach it is connected to itself.
 _PORTS: Final = range(20_000, 32_000)
 
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of random name is made in it
+_MUCH_MEMORY: Final = 8 * 2**30
+
 _POM: Final = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>stream-scorer</groupId>
@@ -224,7 +227,7 @@ class KafkaServer:
         self._proxy_port = proxy_port
         self._java = java()
         self._classpath = f"{jars()}/*"
-        self.folder = Path(tempfile.mkdtemp(prefix="stream-scorer-kafka-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="stream-scorer-kafka-", dir=self._home()))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -316,6 +319,18 @@ class KafkaServer:
         """End the node and remove its data. A second call does nothing."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _home(self) -> Path | None:
+        """Memory, where there is plenty.
+
+        A node whose data are on a slow disk, to which other tests write much, stands still for many
+        seconds.
+        """
+        try:
+            plenty = shutil.disk_usage(_MEMORY).free >= _MUCH_MEMORY
+        except OSError:
+            plenty = False
+        return _MEMORY if plenty else None
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:

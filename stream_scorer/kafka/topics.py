@@ -188,10 +188,15 @@ class Topics:
         if missing and not self._settings.topics.create:
             raise TopicError(f"topics missing (topics.create is false): {', '.join(missing)}")
         self._create(missing)
-        cluster = self._admin.list_topics(timeout=self._patience).cluster_id
-        if not str(cluster).startswith(MOCK_CLUSTER):
+        if not self._cluster().startswith(MOCK_CLUSTER):
             self._check_rights(rights)
             self._check([*rights])
+
+    def _cluster(self) -> str:
+        try:
+            return str(self._admin.list_topics(timeout=self._patience).cluster_id)
+        except KafkaException as error:
+            raise TopicError(f"the cluster is not known: {error.args[0].str()}") from None
 
     def _count(self, topic: str) -> int | None:
         """As ``look_up``, but ``None`` where we may not know whether the topic is there."""

@@ -1,4 +1,4 @@
-"""What counts as a broker that is there."""
+"""What counts as a broker that is there, and what is told of one that is not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from stream_scorer.config import Settings
-from stream_scorer.kafka.topics import BrokerUnreachable, Topics
+from stream_scorer.kafka.topics import BrokerUnreachable, TopicError, Topics
 
 
 class FakeAdmin:
@@ -32,3 +33,17 @@ def test_a_cluster_without_brokers_is_not_there_yet() -> None:
     topics(0, 0, 1).wait_for_broker(30)
     with pytest.raises(BrokerUnreachable, match="its cluster has no brokers"):
         topics(0).wait_for_broker(0.2)
+
+
+def test_a_broker_that_stops_answering_while_topics_are_looked_at_is_told_in_a_line() -> None:
+    class TiringAdmin:
+        def list_topics(self, topic: str | None = None, *, timeout: float) -> SimpleNamespace:
+            if topic is None:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "Timed out"))
+            found = SimpleNamespace(error=None, partitions={0: None})
+            return SimpleNamespace(topics={topic: found})
+
+    made = Topics(Settings())
+    made._admin = cast("Any", TiringAdmin())
+    with pytest.raises(TopicError, match="the cluster is not known: Timed out"):
+        made.ensure()
