@@ -248,7 +248,7 @@ class FakeConsumer:
         assert not self.closed
         self.polls.append(timeout)
         found = self._next(1)
-        if not self.subscribed and not self.rebalancing and not self._newer:
+        if not (self.subscribed or self.rebalancing or self._newer or self._fatal):
             self.member = ""
         if not found:
             self.on_idle(timeout)
@@ -324,9 +324,10 @@ class FakeConsumer:
                 self.revoke_now(*sorted(self.owned))
 
         self.subscribed = []
-        self._queue.append(revoke)
         if self._fatal:
+            # It tells of no revocation, and never leaves.
             raise KafkaException(KafkaError(KafkaError._FATAL, "Failed to remove subscription"))
+        self._queue.append(revoke)
 
     def memberid(self) -> str | None:
         assert not self.closed
@@ -334,8 +335,8 @@ class FakeConsumer:
 
     def close(self) -> None:
         assert not self.subscribed, "close() in the middle of a rebalance may hang"
-        assert not self.owned, "closed before the revocation was told"
-        assert self._newer or not self.member, "closed before the group was left"
+        assert self._fatal or not self.owned, "closed before the revocation was told"
+        assert self._fatal or self._newer or not self.member, "closed before the group was left"
         self.closed = True
 
 

@@ -130,7 +130,7 @@ class RequestConsumer:
         }
         self._classic = is_classic(properties)
         # In the newer protocol nothing tells a member of an assignment that is empty from the
-        # start (librdkafka 2.16.1), though it belongs to its group as any other.
+        # start (librdkafka 2.16.0), though it belongs to its group as any other.
         self._told_of_membership = self._classic
         if self._classic:
             # Exactly once, everything is given up at a rebalance. Otherwise a static member that
@@ -342,7 +342,7 @@ class RequestConsumer:
             ) from None
 
     def close(self, timeout: float = 0.0) -> None:
-        """Leave the group; ``revoked`` is told first.
+        """Leave the group; ``revoked`` is told first, unless the client has failed for good.
 
         Args:
             timeout: seconds that a rebalance under way has to come to its end, and the broker to
@@ -353,14 +353,17 @@ class RequestConsumer:
         # the interpreter's lock in its hands (librdkafka 2.16.0, its issues 4041 and 4527). And
         # not before the client has left: in mid-rebalance it puts that off, and a close() then
         # leaves the coordinator with a member that is gone, for a session.
+        ended = False
         try:
             self._consumer.unsubscribe()
         except KafkaException as error:
-            # Of a client that has ended, and done so all the same: what ended it counts.
-            _log.info("leaving the group: %s", error.args[0].str())
+            # What ended it counts. It has given up its partitions by itself, tells of no revocation
+            # and does not leave any more.
+            _log.info("the group is not left: %s", error.args[0].str())
+            ended = True
         deadline = monotonic() + max(LEAVE_TIME, timeout)
         self._poll(0)
-        while (self._epochs or self._has_joined()) and monotonic() < deadline:
+        while not ended and (self._epochs or self._has_joined()) and monotonic() < deadline:
             self._poll(_LEAVE_POLL)
         self._held = []
         # It waits for commits under way, and does so for good where the broker is gone.

@@ -123,7 +123,7 @@ class ExactlyOnce:
         self._trouble = BrokerTrouble()
         self._suspect = False
         # When a broker comes back from a crash, sending offsets may never return, whatever its
-        # timeout (librdkafka 2.16.1): the process has to start anew then, and be able to end.
+        # timeout (librdkafka 2.16.0): the process has to start anew then, and be able to end.
         self._calls: BackgroundThread[Callable[[], None], None] = BackgroundThread(
             lambda call: call(), "transactions"
         )

@@ -38,19 +38,21 @@ _BY_CHANCE: Final = re.compile(
 )
 """What interrupts an authentication, or keeps it from beginning, and says nothing of who we are."""
 
-_OF_TLS: Final = re.compile("SSL alert|SSL routines::(?!unexpected eof)")
-"""What the two sides of a TLS handshake have against each other, as OpenSSL words it."""
+_OF_TLS: Final = re.compile("SSL alert|SSL routines::")
+_CUT_OFF: Final = "unexpected eof"
+_OUR_CERTIFICATE: Final = re.compile(r"SSL alert number (4[1-689]|116)\b")
+"""The alerts of TLS (RFC 8446, 6.2) that are about the certificate that a client sends, or not."""
 
 
 def is_refusal(error: KafkaError) -> bool:
     """Whether a connection failed for who we are, or who the broker is, and not by chance."""
     if error.code() == KafkaError._TRANSPORT:
         # TLS 1.3: what the broker thinks of our certificate comes after the handshake. And one that
-        # is done before the client looks again fails as a connection (librdkafka 2.16.1).
-        return _OF_TLS.search(error.str()) is not None
+        # is done before the client looks again fails as a connection (librdkafka 2.16.0).
+        return _OF_TLS.search(error.str()) is not None and _CUT_OFF not in error.str()
     if error.code() == KafkaError._AUTHENTICATION:
         return _BY_CHANCE.search(error.str()) is None
-    return error.code() == KafkaError._SSL
+    return error.code() == KafkaError._SSL and _CUT_OFF not in error.str()
 
 
 def in_words(error: KafkaError, kafka: Kafka) -> str:
@@ -65,7 +67,7 @@ def in_words(error: KafkaError, kafka: Kafka) -> str:
         if str(mechanism).upper().startswith(("PLAIN", "SCRAM")):
             return f"Kafka at {address} refused the user name or password: {cause}"
         return f"Kafka at {address} refused to let us in: {cause}"
-    if error.code() == KafkaError._TRANSPORT and "SSL alert" in cause:
+    if _OUR_CERTIFICATE.search(cause):
         return (
             f"Kafka at {address} refused our certificate, or the lack of one "
             f"(ssl.certificate.location, ssl.key.location): {cause}"

@@ -34,7 +34,8 @@ ANSWER_TIMEOUT = 90.0
 BUSY_WITHIN = 1.5
 MIN_BUSY = 0.8
 NEXT_COMMIT_LIMIT = 5.0
-"""Seconds; less than a session, which a successor without its name would wait for."""
+"""Seconds from a loaded model; much less than what is left of a session of 12 by then, which a
+successor without its name would wait for."""
 
 
 class Run:

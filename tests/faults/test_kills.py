@@ -14,7 +14,7 @@ pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("delivery", "session"), [("exactly_once", 6.0), ("at_least_once", 2.0)])
+@pytest.mark.parametrize(("delivery", "session"), [("exactly_once", 12.0), ("at_least_once", 2.0)])
 def test_twenty_kills(delivery: str, session: float, make_run: MakeRun, report: Report) -> None:
     kills = 20
     run = make_run(delivery, requests=20_000, session_timeout=session)

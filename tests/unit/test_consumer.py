@@ -396,8 +396,16 @@ def test_who_was_fenced_says_by_whom(monkeypatch: pytest.MonkeyPatch) -> None:
     rig.client.feed(error_message(KafkaError(KafkaError._FATAL, told)))
     with pytest.raises(Fenced, match=r"'here-2'.*worker\.instance_id"):
         rig.consumer.take(0.1)
-    rig.consumer.close()
+
+
+def test_who_was_fenced_has_nothing_to_wait_for(rig: Rig) -> None:
+    rig.client.feed(error_message(KafkaError(KafkaError._FATAL, "fenced")))
+    with pytest.raises(ConsumerFailed):
+        rig.consumer.take(0.1)
+    polls = len(rig.client.polls)
+    rig.consumer.close(8)
     assert rig.client.closed
+    assert rig.client.polls[polls:] == [0]
 
 
 def test_a_fatal_error_beside_a_rebalance_ends_it_too(rig: Rig) -> None:

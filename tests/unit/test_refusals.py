@@ -34,6 +34,7 @@ BROKER = "sasl_ssl://kafka-1:9093/bootstrap: "
         # A handshake that was over at the first look.
         (KafkaError._TRANSPORT, "error:0A000086:SSL routines::certificate verify failed", True),
         (KafkaError._TRANSPORT, "error:0A000126:SSL routines::unexpected eof", False),
+        (KafkaError._SSL, "SSL handshake failed: SSL routines::unexpected eof", False),
         (KafkaError._TRANSPORT, "Connect to ipv4#127.0.0.1:9093 failed: refused", False),
     ],
 )
@@ -58,3 +59,22 @@ def test_a_certificate_is_told_from_ours_by_whichever_code_it_comes() -> None:
         "the certificate of Kafka at kafka-1:9093 is not trusted: "
         "error:0A000086:SSL routines::certificate verify failed"
     )
+
+
+@pytest.mark.parametrize("code", [KafkaError._SSL, KafkaError._TRANSPORT])
+@pytest.mark.parametrize(
+    ("alert", "told"),
+    [
+        (42, "Kafka at kafka-1:9093 refused our certificate, or the lack of one"),
+        (116, "Kafka at kafka-1:9093 refused our certificate, or the lack of one"),
+        (40, "no TLS with Kafka at kafka-1:9093"),
+        (70, "no TLS with Kafka at kafka-1:9093"),
+    ],
+)
+def test_an_alert_says_the_same_by_whichever_code_it_comes(
+    code: int, alert: int, told: str
+) -> None:
+    error = KafkaError(
+        code, f"{BROKER}error:0A000410:SSL routines::alert: SSL alert number {alert}"
+    )
+    assert in_words(error, Kafka()).startswith(told)

@@ -99,7 +99,8 @@ def test_one_that_cannot_start_ends_all_with_its_exit_code(tmp_path: Path, code:
     with Run(program + UNTIL_TERM, processes=2) as run:
         assert run.join() == code
     # It may be stopped at any moment of its start.
-    assert set(notes(tmp_path).get("0", [])) <= {"started", "stopped"}
+    told = notes(tmp_path).get("0")
+    assert not told or "stopped" in told
 
 
 def test_one_that_is_killed_before_it_was_ready_cannot_start_either() -> None:
