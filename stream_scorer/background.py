@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
@@ -16,13 +17,15 @@ class BackgroundThread(Generic[ArgumentT, ResultT]):
     """Runs one function in a thread of its own, a call at a time.
 
     The thread is a daemon, unlike those of ``ThreadPoolExecutor``: a call that hangs cannot keep
-    the process from ending.
+    the process from ending. It ends with this object, once the calls before are done.
     """
 
     def __init__(self, function: Callable[[ArgumentT], ResultT], name: str) -> None:
-        self._function = function
-        self._calls: queue.SimpleQueue[tuple[ArgumentT, Future[ResultT]]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        calls: queue.SimpleQueue[tuple[ArgumentT, Future[ResultT]] | None] = queue.SimpleQueue()
+        self._calls = calls
+        # It holds nothing of ours.
+        threading.Thread(target=_run, args=(function, calls), name=name, daemon=True).start()
+        weakref.finalize(self, calls.put, None)
 
     def submit(self, argument: ArgumentT) -> Future[ResultT]:
         """Have the function called with this; its result or exception comes by the future."""
@@ -30,15 +33,26 @@ class BackgroundThread(Generic[ArgumentT, ResultT]):
         self._calls.put((argument, future))
         return future
 
-    def _run(self) -> None:
-        while True:
-            self._call(*self._calls.get())
 
-    # A call of its own, so that nothing of it is held until the next one comes.
-    def _call(self, argument: ArgumentT, future: Future[ResultT]) -> None:
-        try:
-            result = self._function(argument)
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+def _run(
+    function: Callable[[ArgumentT], ResultT],
+    calls: queue.SimpleQueue[tuple[ArgumentT, Future[ResultT]] | None],
+) -> None:
+    while _answer(function, calls.get()):
+        pass
+
+
+# A call of its own, so that nothing of it is held until the next one comes.
+def _answer(
+    function: Callable[[ArgumentT], ResultT], call: tuple[ArgumentT, Future[ResultT]] | None
+) -> bool:
+    if call is None:
+        return False
+    argument, future = call
+    try:
+        result = function(argument)
+    except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+    return True

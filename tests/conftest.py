@@ -6,6 +6,7 @@ of the call that polled.
 
 from __future__ import annotations
 
+import gc
 import time
 import uuid
 from collections.abc import Generator, Iterator
@@ -76,6 +77,13 @@ def source_of(config: pytest.Config) -> Source:
     if _source not in config.stash:
         config.stash[_source] = choose_source()
     return config.stash[_source]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_client_is_left_behind() -> Iterator[None]:
+    """Who refers to its Kafka client is in a cycle with it, by the callbacks."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

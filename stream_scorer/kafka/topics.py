@@ -84,6 +84,22 @@ def end_offset(consumer: Consumer, topic: str, partition: int) -> int:
         time.sleep(0.05)
 
 
+class _Trouble:
+    """What a client last had against its brokers: an ``error_cb``.
+
+    Not a method of who has the client: in such a cycle the client would stay, with its threads,
+    until garbage is looked for, which an idle process seldom does.
+    """
+
+    def __init__(self) -> None:
+        self.last: KafkaError | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        # That all brokers are down says less than why one was.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or self.last is None:
+            self.last = error
+
+
 class Topics:
     """The cluster's topics, as seen at the last look. Used by one thread at a time.
 
@@ -98,13 +114,13 @@ class Topics:
     def __init__(self, settings: Settings, patience: float = _REQUEST_TIMEOUT) -> None:
         self._settings = settings
         self._patience = patience
-        self._trouble: KafkaError | None = None
+        self._trouble = _Trouble()
         self._partitions: dict[str, int] = {}
         self.largest_request = DEFAULT_RECORD_BYTES
         """The largest record that the requests topic takes, in bytes; known after ``ensure``."""
         try:
             self._admin = AdminClient(
-                client_properties(settings.kafka) | {"error_cb": self._on_error}
+                client_properties(settings.kafka) | {"error_cb": self._trouble}
             )
         except (KafkaException, ValueError, TypeError) as error:
             raise wrong_property(error, settings.kafka) from None
@@ -125,7 +141,7 @@ class Topics:
         deadline = began + timeout
         log_at = began + _ATTEMPT
         refused_until: float | None = None
-        self._trouble = None
+        self._trouble.last = None
         while True:
             refusal = None
             try:
@@ -137,7 +153,7 @@ class Topics:
                 time.sleep(_PAUSE)
             except KafkaException as error:
                 self._admin.poll(0)
-                trouble = self._trouble or error.args[0]
+                trouble = self._trouble.last or error.args[0]
                 reason = trouble.str()
                 if is_refusal(trouble):
                     refusal = in_words(trouble, kafka)
@@ -217,11 +233,6 @@ class Topics:
     def partitions(self, topic: str) -> int:
         """How many partitions a topic had at the last look."""
         return self._partitions.get(topic, 0)
-
-    def _on_error(self, error: KafkaError) -> None:
-        # That all brokers are down says less than why one was.
-        if error.code() != KafkaError._ALL_BROKERS_DOWN or self._trouble is None:
-            self._trouble = error
 
     def _create(self, missing: list[str]) -> None:
         topics = self._settings.topics

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from confluent_kafka.admin import (
 
 from tests.echo_worker import Asked, EchoWorker, Sent, reply
 from tests.facade_server import PATIENCE, STOP_WITHIN, Answer, Server, Start, Work, until
-from tests.kafka_server import KafkaServer
+from tests.kafka_server import KafkaServer, free_ports
 
 
 def silent(_asked: Asked) -> list[Sent]:
@@ -303,6 +304,27 @@ def test_missing_topics_are_created_or_waited_for(
     until(waiting.is_ready)
     work()
     assert waiting.predict(b"at last").body == b"at last"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_facade_that_waits_for_its_broker_does_not_grow(start: Start) -> None:
+    """Each attempt has clients of its own, which end with it."""
+    (port,) = free_ports(1)
+    server = start(ready=False, SCORER_KAFKA_BOOTSTRAP_SERVERS=f"127.0.0.1:{port}")
+    until(lambda: server.status()["kafka"]["trouble"])
+    process = server.status()["system"]["pid"]
+
+    def fewest() -> int:
+        """Threads, in the course of an attempt: one takes two and a half seconds."""
+        counts = []
+        for _ in range(60):
+            counts.append(sum(1 for _ in Path(f"/proc/{process}/task").iterdir()))
+            time.sleep(0.05)
+        return min(counts)
+
+    before = fewest()
+    time.sleep(3)
+    assert fewest() <= before
 
 
 @pytest.mark.usefixtures("real_kafka")

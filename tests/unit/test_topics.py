@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -47,3 +49,14 @@ def test_a_broker_that_stops_answering_while_topics_are_looked_at_is_told_in_a_l
     made._admin = cast("Any", TiringAdmin())
     with pytest.raises(TopicError, match="the cluster is not known: Timed out"):
         made.ensure()
+
+
+def test_who_is_done_with_topics_leaves_no_client_behind() -> None:
+    gc.disable()
+    try:
+        made = Topics(Settings())
+        gone = weakref.ref(made)
+        del made
+        assert gone() is None
+    finally:
+        gc.enable()
