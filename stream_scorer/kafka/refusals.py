@@ -40,19 +40,22 @@ _BY_CHANCE: Final = re.compile(
 
 _OF_TLS: Final = re.compile("SSL alert|SSL routines::")
 _CUT_OFF: Final = "unexpected eof"
+"""A handshake that ended in the middle, as where a broker stops."""
 _OUR_CERTIFICATE: Final = re.compile(r"SSL alert number (4[1-689]|116)\b")
 """The alerts of TLS (RFC 8446, 6.2) that are about the certificate that a client sends, or not."""
 
 
 def is_refusal(error: KafkaError) -> bool:
     """Whether a connection failed for who we are, or who the broker is, and not by chance."""
+    if _CUT_OFF in error.str():
+        return False
     if error.code() == KafkaError._TRANSPORT:
         # TLS 1.3: what the broker thinks of our certificate comes after the handshake. And one that
         # is done before the client looks again fails as a connection (librdkafka 2.16.0).
-        return _OF_TLS.search(error.str()) is not None and _CUT_OFF not in error.str()
+        return _OF_TLS.search(error.str()) is not None
     if error.code() == KafkaError._AUTHENTICATION:
         return _BY_CHANCE.search(error.str()) is None
-    return error.code() == KafkaError._SSL and _CUT_OFF not in error.str()
+    return error.code() == KafkaError._SSL
 
 
 def in_words(error: KafkaError, kafka: Kafka) -> str:
